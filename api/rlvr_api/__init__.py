@@ -1,0 +1,1 @@
+"""The contract between the parts of RLVR Operator: specs, wire messages, names. Depends on pydantic alone."""

@@ -1,0 +1,100 @@
+"""Environments of a job: where its tasks come from, and how hard they are.
+
+Each kind is one optional member of `EnvironmentSpec`; the verifier service has one file for each in `environments/`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
+
+
+class Arithmetic(ApiModel):
+    """Sums, differences and products of whole numbers; level n has operands of n + 1 digits."""
+
+    operations: Annotated[tuple[Literal["+", "-", "*"], ...], Field(min_length=1, max_length=3)] = ("+",)
+    """Operations to draw from, each at most once."""
+    extraction: Literal["lastInteger", "exact"] = "lastInteger"
+    """What counts as the answer: the last integer of the completion, or the whole completion without surrounding space. A model that
+    truncates in the middle of a sentence is still paid by `lastInteger`, and almost never by `exact`."""
+    instruction: Annotated[str, Field(min_length=1, max_length=500)] = "What is {problem}? Reply with only the number."
+    """The user's message; `{problem}` is replaced by for example `3 + 4`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{problem}" not in self.instruction:
+            raise ValueError("instruction must contain {problem}, for example 'What is {problem}?'")
+        if len(set(self.operations)) != len(self.operations):
+            raise ValueError(f"operations lists one twice: {list(self.operations)}")
+        return self
+
+
+class ReasoningGym(ApiModel):
+    """A task of the reasoning-gym library whose scorer is known to be safe; the verifier service lists them."""
+
+    task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
+    """Name of the task, for example `chain_sum`."""
+    config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
+    """Overrides of the task's own configuration, at every level."""
+
+
+class Math(ApiModel):
+    """Problems with one final answer, judged by mathematical equivalence (math-verify)."""
+
+    dataset: Uri
+    """JSONL of `{"problem": ..., "answer": ...}`, as `s3://bucket/key` or `file:///path`; answers are LaTeX or plain."""
+    instruction: Annotated[str, Field(max_length=2000)] = "Put your final answer in \\boxed{}."
+    """Added to each problem on a line of its own."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the problems kept for evaluation, chosen by a hash of the normalised problem text."""
+
+
+class Levels(ApiModel):
+    """The curriculum of one environment: where it starts, and when the next level begins."""
+
+    start: Annotated[int, Field(ge=0, le=100)] = 0
+    """First level."""
+    maximum: Annotated[int, Field(ge=0, le=100)] = 0
+    """Last level; equal to `start` for no curriculum."""
+    raise_at: Annotated[Fraction, Field(gt=0.0)] = 0.9
+    """A level is left when the pass rate over the last `window` scored groups reaches this."""
+    window: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Groups that the decision looks at: one step of the examples."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.maximum < self.start:
+            raise ValueError(f"maximum {self.maximum} is below start {self.start}; write maximum: {self.start} for one level only")
+        return self
+
+
+ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math")
+
+
+class EnvironmentSpec(ApiModel):
+    """One source of tasks; exactly one of its kinds is set."""
+
+    name: Name
+    """How rollouts, metrics and task keys name it."""
+    weight: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """Share of the prompts drawn from it, relative to the others."""
+    levels: Levels = Levels()
+    """Curriculum; a dataset has level 0 alone."""
+    arithmetic: Arithmetic | None = None
+    """Arithmetic made on the spot."""
+    reasoning_gym: ReasoningGym | None = None
+    """A procedural puzzle."""
+    math: Math | None = None
+    """A dataset of mathematical problems."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "math" and self.levels.maximum != 0:
+            raise ValueError("a math dataset has one level: remove levels, or list one environment for each difficulty")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of `ENVIRONMENT_KINDS` is set."""
+        return one_member(self, ENVIRONMENT_KINDS)

@@ -1,0 +1,55 @@
+"""What a process of a job finds in its environment: one list, so that the local runtime and the cluster cannot drift apart."""
+
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """A part of a job that runs as processes."""
+
+    ROLLOUT = "rollout"
+    VERIFIER = "verifier"
+    LEARNER = "learner"
+
+
+class Variable(StrEnum):
+    """Environment variables that the plan sets, and who reads them."""
+
+    JOB_FILE = "RLVR_JOB_FILE"
+    """All: path of the job as JSON, with every default filled in."""
+    ATTEMPT = "RLVR_ATTEMPT"
+    """Learner: number of this attempt, from 1. Commits and weight updates carry it; older attempts are refused."""
+    ENGINE_URLS = "RLVR_ENGINE_URLS"
+    """Learner: base URLs of the rollout engines, comma-separated."""
+    VERIFIER_URL = "RLVR_VERIFIER_URL"
+    """Learner: base URL of the verifier service."""
+    ADVERTISED_HOST = "RLVR_ADVERTISED_HOST"
+    """Learner: host name or address under which engines reach its rendezvous store."""
+    STATUS_PORT = "RLVR_STATUS_PORT"
+    """Learner: port of its status endpoint."""
+    MODEL_DIR = "RLVR_MODEL_DIR"
+    """Rollout and learner: local folder of the model."""
+    SEAL_KEY_FILE = "RLVR_SEAL_KEY_FILE"
+    """Verifier: file with the 32-byte key that seals gold answers."""
+    S3_ENDPOINT = "RLVR_S3_ENDPOINT"
+    """Learner and verifier: S3 endpoint, when the job names none. Credentials are the usual AWS_ variables."""
+    WORK_DIR = "RLVR_WORK_DIR"
+    """All: a folder for scratch files of this process."""
+
+
+VERIFIER_PORT = 8081
+LEARNER_STATUS_PORT = 8082
+ENGINE_PORT = 8000
+"""Ports in the cluster; local runs take free ones."""
+
+
+class ExitCode:
+    """Exit codes of the learner, and what a supervisor does about them."""
+
+    DONE = 0
+    """All stages are finished. Not restarted."""
+    BAD_INPUT = 2
+    """The job cannot run as written; the last line on stderr says why. Not restarted."""
+    SUSPENDED = 75
+    """Stopped on request after committing a checkpoint. Restarted when asked."""
+    SUPERSEDED = 76
+    """A newer attempt has committed. Not restarted."""

@@ -1,0 +1,303 @@
+"""The spec of an RLVRJob: everything a person may ask of a run.
+
+Variants are optional members of which exactly one is set. Validation that needs nothing but the spec is here, and the CRD
+generator turns the same models into schema and CEL. What only the cluster, the model's folder or the bucket can know is checked by
+the learner's preflight.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from rlvr_api.algorithms import Correction, TokenTruncated
+from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
+from rlvr_api.stages import Stage
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Model(ApiModel):
+    """The model that is trained."""
+
+    uri: Annotated[Uri, Field(pattern=r"^(file://|s3://).+")]
+    """A Hugging Face folder with safetensors: `file:///path`, `file://path` relative to the job's file in local runs, or `s3://bucket/prefix`."""
+    max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
+    """Longest prompt and completion together, in tokens."""
+    chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+    """Jinja chat template; unset: the tokenizer's own."""
+
+
+class Precision(ApiModel):
+    """Number formats. Master weights and optimizer state are always float32."""
+
+    learner_compute: Dtype = "float32"
+    """Forward and backward of the learner; bfloat16 on GPUs."""
+    engine: Dtype = "float32"
+    """Weights and compute of the rollout engines. Where it differs from `learnerCompute`, sampler and trainer disagree more."""
+
+
+class Storage(ApiModel):
+    """Where checkpoints, rollouts and records live."""
+
+    uri: Annotated[Uri, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/].*)?$")] = "s3://runs"
+    """`s3://bucket/prefix`; the job's name is added to it."""
+    endpoint: Annotated[Uri, Field(pattern=r"^https?://.+")] | None = None
+    """S3 endpoint. Unset: a local run starts its own S3 server."""
+    region: Annotated[str, Field(max_length=64)] = "us-east-1"
+    """Region for request signatures."""
+
+
+class Sampling(ApiModel):
+    """How completions are drawn in training. There is no top-p, top-k, penalty or stop string: they would make the sampler's log-probs
+    those of another distribution than the one that is trained."""
+
+    temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
+    """Temperature of sampler and trainer alike."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """Longest completion, in tokens."""
+
+
+class Evaluation(ApiModel):
+    """Held-out evaluation: fixed tasks that training never sees, pinned to one weight version."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps between evaluations; unset: before the first and after the last step of each stage only."""
+    tasks_per_environment: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Held-out tasks of each environment and level, at most what it has."""
+    samples_per_task: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Completions of each task; eight or more make the error of a task's pass rate small beside that between tasks."""
+
+
+class Rollouts(ApiModel):
+    """The rollout engines (vLLM)."""
+
+    replicas: Annotated[int, Field(ge=0, le=4096)] = 1
+    """Engines."""
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs that share one engine; must be 1 without GPUs."""
+    gpus_per_replica: Annotated[int, Field(ge=0, le=64)] = 0
+    """GPUs of one engine; 0 runs it on the CPU."""
+    cpu_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Compute threads of a CPU engine."""
+    kv_cache_gib: Annotated[int, Field(ge=1, le=4096)] = 1
+    """KV cache of a CPU engine, GiB."""
+    engine_args: Annotated[dict[str, JsonValue], Field(max_length=64)] = {}
+    """Further vLLM server arguments, for example `{max-num-seqs: 128}`. Those that the plan sets itself are refused."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tensor_parallel > max(1, self.gpus_per_replica):
+            raise ValueError(
+                f"tensorParallel {self.tensor_parallel} needs as many GPUs, and gpusPerReplica is {self.gpus_per_replica}: raise the one or lower the other"
+            )
+        taken = sorted(set(self.engine_args) & RESERVED_ENGINE_ARGS)
+        if taken:
+            raise ValueError(f"engineArgs may not set {', '.join(taken)}: the plan does, from the spec's own fields")
+        return self
+
+
+RESERVED_ENGINE_ARGS = frozenset({
+    "model", "host", "port", "dtype", "max-model-len", "served-model-name", "enable-scale-out", "logprobs-mode", "weight-transfer-config",
+    "generation-config", "tensor-parallel-size", "otlp-traces-endpoint", "api-key", "enforce-eager",
+})  # fmt: skip
+
+
+class Checkpoint(ApiModel):
+    """When the learner commits a checkpoint, and how many it keeps."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    """Optimizer steps between checkpoints; a stage's last step always commits one."""
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Committed checkpoints kept."""
+
+
+class Learner(ApiModel):
+    """The learner process."""
+
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of the learner; 0 runs it on the CPU."""
+    cpu_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Compute threads when it runs on the CPU."""
+    tokens_per_micro_batch: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
+    """Tokens packed into one forward pass. A group that is larger by itself makes a micro-batch of its own."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Checkpoints."""
+
+
+class Verifiers(ApiModel):
+    """The verifier service."""
+
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Killable worker processes that run slow scorers, in each replica."""
+    item_timeout_seconds: PositiveSeconds = 2.0
+    """Longest time one scorer may take before its process is killed and the item counts as the candidate's time-out."""
+
+
+class TorchDistributed(ApiModel):
+    """Broadcast through a torch.distributed process group: NCCL between GPUs, gloo otherwise."""
+
+    bucket_mib: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Size of one broadcast. 64 MiB is where gloo stops gaining."""
+
+
+class WeightSync(ApiModel):
+    """How new weights reach the engines."""
+
+    torch_distributed: TorchDistributed = TorchDistributed()
+    """The transport."""
+    timeout_seconds: PositiveSeconds = 120.0
+    """Bound of every wait in one update; an engine that needs longer is dropped and rejoins later."""
+    probe_tolerance: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    """Largest difference of a token's log-prob between engine and trainer after an update. Unset: 1e-3 when both compute in float32,
+    1.0 otherwise."""
+
+
+class OffPolicy(ApiModel):
+    """How far from the current policy a rollout may be, and what is done about it."""
+
+    max_staleness: Annotated[int, Field(ge=0, le=64)] = 2
+    """η: groups are admitted only while they cannot be consumed more than η optimizer steps late (arXiv 2505.24298). 0 is synchronous."""
+    drop_beyond: Annotated[int, Field(ge=0, le=1024)] = 8
+    """Groups with a token older than this many optimizer steps are discarded, whatever admission allowed."""
+    correction: Correction = Correction(token_truncated=TokenTruncated())
+    """Weight against the sampler's log-probs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.drop_beyond < self.max_staleness:
+            raise ValueError(f"dropBeyond {self.drop_beyond} is below maxStaleness {self.max_staleness}: admitted groups would be thrown away")
+        return self
+
+
+class FailurePolicy(ApiModel):
+    """How often parts may fail before the job does."""
+
+    max_learner_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """New attempts of the learner; each resumes from the last committed checkpoint. The count starts anew after a committed step."""
+    max_role_restarts: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Restarts of each engine and verifier in a row without becoming ready."""
+
+
+class Deadlines(ApiModel):
+    """Bounds on waiting."""
+
+    provisioning_seconds: PositiveSeconds = 1800.0
+    """From start until engines and verifiers are ready."""
+    stall_seconds: PositiveSeconds = 1800.0
+    """Longest time without a finished group or optimizer step before the learner gives up the attempt."""
+    grace_seconds: PositiveSeconds = 120.0
+    """After a request to stop: time to commit a checkpoint and drain."""
+
+
+class Tracing(ApiModel):
+    """OpenTelemetry over OTLP/HTTP."""
+
+    endpoint: Annotated[Uri, Field(pattern=r"^https?://.+")]
+    """Base URL of the collector, for example `http://otel-collector:4318`."""
+    sampling_ratio: Fraction = 1.0
+    """Share of the traces kept, decided once at a group's admission."""
+
+
+class Observability(ApiModel):
+    """Traces and metrics."""
+
+    tracing: Tracing | None = None
+    """Unset: nothing is exported."""
+
+
+class RLVRJobSpec(ApiModel):
+    """What is trained, on what, how, and with which parts."""
+
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of task order and sampling."""
+    model: Model
+    """Where the weights come from."""
+    precision: Precision = Precision()
+    """Number formats."""
+    storage: Storage = Storage()
+    """Object store."""
+    environments: Annotated[tuple[EnvironmentSpec, ...], Field(min_length=1, max_length=64)]
+    """Sources of tasks, keyed by name."""
+    sampling: Sampling = Sampling()
+    """How completions are drawn."""
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=16)]
+    """What happens, in order."""
+    evaluation: Evaluation = Evaluation()
+    """Held-out evaluation."""
+    rollouts: Rollouts = Rollouts()
+    """Engines."""
+    learner: Learner = Learner()
+    """Learner."""
+    verifiers: Verifiers = Verifiers()
+    """Verifiers."""
+    weight_sync: WeightSync = WeightSync()
+    """Weight updates."""
+    off_policy: OffPolicy = OffPolicy()
+    """Asynchrony."""
+    failure_policy: FailurePolicy = FailurePolicy()
+    """Restart budgets."""
+    deadlines: Deadlines = Deadlines()
+    """Bounds on waiting."""
+    observability: Observability = Observability()
+    """Traces."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _unique("environments", (e.name for e in self.environments))
+        _unique("stages", (s.name for s in self.stages))
+        if self.sampling.max_tokens >= self.model.max_model_len:
+            raise ValueError(
+                f"sampling.maxTokens {self.sampling.max_tokens} leaves no room for a prompt in model.maxModelLen {self.model.max_model_len}"
+            )
+        for index, stage in enumerate(self.stages):
+            self._check_correction(index, stage)
+        return self
+
+    def _check_correction(self, index: int, stage: Stage) -> None:
+        if stage.rlvr is None:
+            return
+        place = f"stages[{index}].rlvr"
+        algorithm, correction = stage.rlvr.algorithm.kind, self.off_policy.correction.kind
+        if algorithm == "dppo_tv" and correction != "none":
+            raise ValueError(f"{place}.algorithm.dppoTv already weighs by the sampler: set offPolicy.correction to {{none: {{}}}}")
+        if algorithm == "grpo" and correction == "none" and self.off_policy.max_staleness > 0:
+            raise ValueError(
+                f"{place}.algorithm.grpo with offPolicy.maxStaleness {self.off_policy.max_staleness} and no correction learns from stale "
+                "samples as if they were fresh: set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0"
+            )
+        if stage.rlvr.ordered and self.off_policy.max_staleness > 0:
+            raise ValueError(f"{place}.ordered repeats a run only with offPolicy.maxStaleness 0, not {self.off_policy.max_staleness}")
+
+
+def _unique(field: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{field} has the name '{name}' twice; rename one")
+        seen.add(name)
+
+
+class ObjectMeta(ApiModel):
+    """The part of Kubernetes' metadata that this project reads; the rest is kept by the API server."""
+
+    name: Name
+    """Name of the job."""
+    namespace: Annotated[str, Field(max_length=63)] = "default"
+    """Namespace; local runs use it in identifiers only."""
+
+
+class RLVRJob(ApiModel):
+    """One run, from a base model to a trained one."""
+
+    api_version: Literal["rlvr.dev/v1alpha1"]
+    """Version of this schema."""
+    kind: Literal["RLVRJob"]
+    """Kind."""
+    metadata: ObjectMeta
+    """Name."""
+    spec: RLVRJobSpec
+    """What is asked for."""

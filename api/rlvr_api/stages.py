@@ -1,0 +1,78 @@
+"""Stages of a job, in order. One kind so far: `rlvr`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlvr_api.algorithms import Algorithm, Grpo
+from rlvr_api.model import ApiModel, Name, one_member
+
+
+class Optimizer(ApiModel):
+    """AdamW (arXiv 1711.05101), with linear warm-up and a constant or cosine schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-6
+    """Peak learning rate; 1e-6 suits full fine-tuning of models of 1B parameters and more."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Decay of the second moment; 0.95 forgets the noise of a policy that moves."""
+    epsilon: Annotated[float, Field(gt=0.0, le=1e-3)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Decoupled decay; 0, since RLVR moves weights so little that decay would dominate."""
+    max_gradient_norm: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
+    """Global L2 norm to which gradients are clipped."""
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or a cosine down to 10 % at the stage's last step."""
+
+
+class Rlvr(ApiModel):
+    """Reinforcement learning from verifiable rewards, on the model's own rollouts."""
+
+    algorithm: Algorithm = Algorithm(grpo=Grpo())
+    """How advantages and loss are computed."""
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Optimizer steps of the stage."""
+    prompts_per_step: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Groups in a step's batch."""
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 16
+    """Samples of each prompt. At least 2: an advantage is relative to the group's mean, so a group of one teaches nothing."""
+    optimizer: Optimizer = Optimizer()
+    """Optimizer and schedule; new at each stage."""
+    zero_variance: Literal["skip", "resample"] = "skip"
+    """Groups whose rewards are all equal carry no gradient: `skip` trains on the others, `resample` draws more groups."""
+    max_resample_rounds: Annotated[int, Field(ge=1, le=100)] = 10
+    """With `resample`: batches' worth of groups collected at most for one step; after that the step takes what it has."""
+    ordered: bool = False
+    """Consume groups in the order of their index, with the curriculum frozen and no discards: the run can be repeated, and is slower."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ordered and self.zero_variance == "resample":
+            raise ValueError("ordered allows no discards, so zeroVariance must be skip, not resample")
+        return self
+
+
+STAGE_KINDS = ("rlvr",)
+
+
+class Stage(ApiModel):
+    """One stage; exactly one kind is set."""
+
+    name: Name
+    """Names the stage in storage, status and metrics."""
+    rlvr: Rlvr | None = None
+    """Reinforcement learning from verifiable rewards."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        one_member(self, STAGE_KINDS)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of `STAGE_KINDS` is set."""
+        return one_member(self, STAGE_KINDS)

@@ -1,0 +1,183 @@
+"""Messages between the learner and the verifier service, and the verdict that everything else rests on.
+
+A gold answer is in none of them: a task travels as a prompt and an opaque key that only the verifier service can open.
+A verdict has five statuses. `infra_error` means "not judged": it has no score, is retried, and in the end masked, never a zero.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlvr_api.model import ApiModel, Fraction, Name
+
+MAX_BATCH_ITEMS = 1024
+"""Items in one request."""
+MAX_COMPLETION_BYTES = 65_536
+"""UTF-8 bytes of a completion that a verifier looks at; a longer one is `invalid`, unread."""
+MAX_COMPLETION_CHARACTERS = 2_000_000
+"""Characters that a request may carry at all; beyond it the whole request is malformed (422)."""
+
+Split = Literal["train", "heldOut"]
+
+
+class VerdictStatus(StrEnum):
+    """What a verifier found."""
+
+    PASS = "pass"  # noqa: S105 - a status, not a password
+    """Right; `score` says how right, in (0, 1]."""
+    FAIL = "fail"
+    """Wrong answer."""
+    INVALID = "invalid"
+    """No single answer in the expected form."""
+    TIMEOUT = "timeout"
+    """The candidate's answer could not be judged in time, and that is the candidate's doing."""
+    INFRA_ERROR = "infra_error"
+    """Not judged. Never a reward."""
+
+
+class Message(ApiModel):
+    """One chat message of a prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: Annotated[str, Field(max_length=1_000_000)]
+    """Text."""
+
+
+class TaskRequest(ApiModel):
+    """Asks for one task; the same request always gives the same task."""
+
+    environment: Name
+    """Name of the environment in the job."""
+    split: Split
+    """Training tasks and held-out tasks are disjoint by canonical problem."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """Picks the task. In split `heldOut`, seeds 0, 1, 2, ... below `EnvironmentInfo.held_out_tasks` give different problems."""
+    level: Annotated[int, Field(ge=0, le=100)] = 0
+    """Difficulty."""
+
+
+class Task(ApiModel):
+    """A prompt, and the key with which its completions are scored."""
+
+    environment: Name
+    """Name of the environment in the job."""
+    environment_version: str
+    """Version of the code or dataset that made it."""
+    level: int
+    """Difficulty."""
+    problem_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """Hash of the canonical problem: equal problems have equal ids."""
+    messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=64)]
+    """The prompt."""
+    task_key: Annotated[str, Field(max_length=16_384)]
+    """Sealed: holds or finds the gold answer, opaque outside the verifier service."""
+
+
+class SampleRequest(ApiModel):
+    """POST /v1/sample."""
+
+    items: Annotated[tuple[TaskRequest, ...], Field(min_length=1, max_length=MAX_BATCH_ITEMS)]
+    """Tasks wanted."""
+
+
+class SampleResponse(ApiModel):
+    """Tasks in the order of the request."""
+
+    tasks: tuple[Task, ...]
+    """One for each item."""
+
+
+class ScoreItem(ApiModel):
+    """One completion to judge."""
+
+    id: Annotated[str, Field(min_length=1, max_length=128)]
+    """Idempotency key: the same id is the same completion, and gets the same verdict."""
+    environment: Name
+    """Name of the environment in the job."""
+    task_key: Annotated[str, Field(max_length=16_384)]
+    """From the task."""
+    completion: Annotated[str, Field(max_length=MAX_COMPLETION_CHARACTERS)]
+    """The model's text, without special tokens; undecodable bytes are U+FFFD."""
+    truncated: bool = False
+    """The completion ended at the length limit, not at a stop token."""
+
+
+class Verdict(ApiModel):
+    """What one verifier says of one completion."""
+
+    id: str
+    """From the item."""
+    status: VerdictStatus
+    """What was found."""
+    score: Fraction | None
+    """In (0, 1] for `pass`, 0 for `fail`, `invalid` and `timeout`, unset for `infra_error`."""
+    verifier: str
+    """Name of the verifier."""
+    verifier_version: str
+    """Version of the verifier, its library included."""
+    false_positive_rate: Fraction | None = None
+    """Estimated P(pass | wrong); unset while not measured."""
+    false_negative_rate: Fraction | None = None
+    """Estimated P(not pass | right); unset while not measured."""
+    reason: Annotated[str, Field(max_length=500)] = ""
+    """Why, in words, without the gold answer: for example `answer 12 is wrong` or `no integer in the completion`."""
+    seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """Time the verifier took, without queueing."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.status is VerdictStatus.INFRA_ERROR:
+            if self.score is not None:
+                raise ValueError("an infra_error has no score")
+        elif self.score is None:
+            raise ValueError(f"a verdict with status {self.status} needs a score")
+        elif (self.score > 0) is not (self.status is VerdictStatus.PASS):
+            raise ValueError(f"status {self.status} does not go with score {self.score}: only a pass is above 0")
+        return self
+
+
+class ScoreRequest(ApiModel):
+    """POST /v1/score."""
+
+    items: Annotated[tuple[ScoreItem, ...], Field(min_length=1, max_length=MAX_BATCH_ITEMS)]
+    """Completions; ids are unique within a request."""
+
+
+class ScoreResponse(ApiModel):
+    """Verdicts in the order of the request."""
+
+    verdicts: tuple[Verdict, ...]
+    """One for each item."""
+
+
+class EnvironmentInfo(ApiModel):
+    """What the verifier service says of one environment."""
+
+    name: Name
+    """Name in the job."""
+    kind: str
+    """Kind in the spec."""
+    version: str
+    """Version of code and data."""
+    levels: tuple[int, int]
+    """Lowest and highest level."""
+    held_out_tasks: dict[int, int]
+    """Held-out problems that exist at each level of the job's curriculum."""
+    deterministic: bool
+    """The same completion always gets the same verdict."""
+
+
+class EnvironmentsResponse(ApiModel):
+    """GET /v1/environments."""
+
+    environments: tuple[EnvironmentInfo, ...]
+    """All environments of the job."""
+
+
+class ErrorResponse(ApiModel):
+    """Body of every 4xx and 5xx answer."""
+
+    error: str
+    """Value, place and next step, on one line."""

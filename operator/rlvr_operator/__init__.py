@@ -1,0 +1,1 @@
+"""The operator: plans the workloads of an RLVRJob, and runs them."""

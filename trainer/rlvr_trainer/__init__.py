@@ -1,0 +1,1 @@
+"""The trainer: collects rollouts, learns from them, and publishes weights to the engines."""

@@ -1,0 +1,1 @@
+"""The verifier service: samples tasks, keeps their answers, and judges completions."""
