@@ -35,7 +35,7 @@ class ReasoningGym(ApiModel):
 
     task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
     """Name of the task, for example `chain_sum`."""
-    config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
+    config: Annotated[dict[str, JsonValue], Field(max_length=32, default_factory=dict)]
     """Overrides of the task's own configuration, at every level."""
 
 

@@ -22,7 +22,8 @@ class Model(ApiModel):
     """The model that is trained."""
 
     uri: Annotated[Uri, Field(pattern=r"^(file://|s3://).+")]
-    """A Hugging Face folder with safetensors: `file:///path`, `file://path` relative to the job's file in local runs, or `s3://bucket/prefix`."""
+    """A Hugging Face folder with safetensors: `file:///path`, `s3://bucket/prefix`, or in local runs
+    `file://path` relative to the job's file."""
     max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
     """Longest prompt and completion together, in tokens."""
     chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
@@ -83,14 +84,15 @@ class Rollouts(ApiModel):
     """Compute threads of a CPU engine."""
     kv_cache_gib: Annotated[int, Field(ge=1, le=4096)] = 1
     """KV cache of a CPU engine, GiB."""
-    engine_args: Annotated[dict[str, JsonValue], Field(max_length=64)] = {}
+    engine_args: Annotated[dict[str, JsonValue], Field(max_length=64, default_factory=dict)]
     """Further vLLM server arguments, for example `{max-num-seqs: 128}`. Those that the plan sets itself are refused."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.tensor_parallel > max(1, self.gpus_per_replica):
             raise ValueError(
-                f"tensorParallel {self.tensor_parallel} needs as many GPUs, and gpusPerReplica is {self.gpus_per_replica}: raise the one or lower the other"
+                f"tensorParallel {self.tensor_parallel} needs as many GPUs, and gpusPerReplica is {self.gpus_per_replica}: "
+                "raise the one or lower the other"
             )
         taken = sorted(set(self.engine_args) & RESERVED_ENGINE_ARGS)
         if taken:
@@ -169,7 +171,9 @@ class OffPolicy(ApiModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.drop_beyond < self.max_staleness:
-            raise ValueError(f"dropBeyond {self.drop_beyond} is below maxStaleness {self.max_staleness}: admitted groups would be thrown away")
+            raise ValueError(
+                f"dropBeyond {self.drop_beyond} is below maxStaleness {self.max_staleness}: admitted groups would be thrown away"
+            )
         return self
 
 
