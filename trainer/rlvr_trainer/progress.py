@@ -1,0 +1,115 @@
+"""What the run says about itself while it goes on: `GET /status`, `/healthz`, `/readyz` and `/metrics` of the learner.
+
+The learner's thread writes, the server's thread reads; nothing here can block or fail a step.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import uvicorn
+from fastapi import FastAPI, Response
+from pydantic import JsonValue
+
+from rlvr_api.status import Part, Progress, WaitShares
+from rlvr_trainer.collector.collector import EventLoopThread
+
+RECENT_STEPS = 5
+"""Steps that rates and shares are taken over."""
+
+
+class ProgressBoard:
+    """The latest numbers of the run, safe to use from any thread."""
+
+    def __init__(self, stage: str, stages: int, steps: int) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[str, JsonValue] = {"stage": stage, "stageIndex": 0, "stages": stages, "step": 0, "steps": steps}
+        self._steps: deque[tuple[float, dict[Part, float], int]] = deque(maxlen=RECENT_STEPS)
+
+    def update(self, **values: JsonValue) -> None:
+        """Set fields of `Progress` by their Python names; None leaves a field as it is."""
+        aliases = {name: field.alias or name for name, field in Progress.model_fields.items()}
+        with self._lock:
+            self._values.update({aliases[name]: value for name, value in values.items() if value is not None})
+
+    def note_step(self, seconds: dict[Part, float], tokens: int) -> None:
+        """Add one step's time by part and its generated tokens."""
+        with self._lock:
+            self._steps.append((time.time(), dict(seconds), tokens))
+            total = sum(sum(parts.values()) for _, parts, _ in self._steps)
+            if total <= 0:
+                return
+            shares: dict[Part, float] = {part: sum(parts.get(part, 0.0) for _, parts, _ in self._steps) / total for part in seconds}
+            step, steps = self._values["step"], self._values["steps"]
+            assert isinstance(step, int)
+            assert isinstance(steps, int)
+            self._values["waitShares"] = WaitShares(**_normalized(shares)).model_dump()
+            self._values["bottleneck"] = max(shares, key=lambda part: shares[part])
+            self._values["tokensPerSecond"] = sum(count for _, _, count in self._steps) / total
+            self._values["etaSeconds"] = max(0, steps - step) * total / len(self._steps)
+
+    def snapshot(self) -> Progress:
+        """The progress now."""
+        with self._lock:
+            return Progress.model_validate({**self._values, "lastUpdated": datetime.now(UTC)})
+
+
+def _normalized(shares: dict[Part, float]) -> dict[Part, float]:
+    return {part: min(1.0, max(0.0, share)) for part, share in shares.items()}
+
+
+def build_app(board: ProgressBoard) -> FastAPI:
+    """The learner's HTTP interface."""
+    app = FastAPI(title="RLVR learner", openapi_url=None)
+
+    @app.get("/status")
+    def status() -> Progress:
+        return board.snapshot()
+
+    @app.get("/healthz")
+    @app.get("/readyz")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(_exposition(board.snapshot()), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def _exposition(progress: Progress) -> str:
+    """Prometheus text format of the numeric fields."""
+    lines = []
+    for name in ("step", "steps", "reward", "pass_rate", "held_out_pass_rate", "tokens_per_second", "staleness", "weight_version"):
+        value = getattr(progress, name)
+        if value is not None:
+            lines += [f"# TYPE rlvr_{name} gauge", f"rlvr_{name} {value}"]
+    if progress.wait_shares is not None:
+        lines.append("# TYPE rlvr_learner_time_share gauge")
+        lines += [f'rlvr_learner_time_share{{part="{part}"}} {share}' for part, share in progress.wait_shares]
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def serving(board: ProgressBoard, loop: EventLoopThread, host: str, port: int) -> Iterator[None]:
+    """Serve the board while the block runs.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    server = uvicorn.Server(uvicorn.Config(build_app(board), host=host, port=port, log_level="warning", lifespan="off"))
+    task = loop.submit(server.serve())
+    try:
+        deadline = time.monotonic() + 10
+        while not server.started:
+            if task.done() or time.monotonic() > deadline:
+                raise OSError(f"the status endpoint could not listen on {host}:{port}; is the port taken?")
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        task.exception(timeout=10)
