@@ -1,0 +1,81 @@
+"""Prompts become token ids once, and completions become text once; nothing is ever tokenized again.
+
+The end tokens are the union of the model's generation config, the tokenizer and the token that ends a turn in the chat template:
+a chat model often stops with another token than its configuration names.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlvr_api.wire import Message
+
+
+class PromptTooLongError(ValueError):
+    """A prompt that leaves no room for a completion."""
+
+
+class ChatFormat:
+    """Renders prompts and decodes completions with the model's tokenizer.
+
+    Args:
+        folder: Hugging Face folder of the model.
+        template: Jinja chat template; None takes the tokenizer's.
+        max_prompt_tokens: longest prompt, in tokens.
+
+    Raises:
+        ValueError: there is no chat template at all.
+    """
+
+    def __init__(self, folder: Path, template: str | None, max_prompt_tokens: int) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._max_prompt_tokens = max_prompt_tokens
+        if template is not None:
+            self._tokenizer.chat_template = template
+        if self._tokenizer.chat_template is None:
+            raise ValueError(f"the tokenizer of {folder} has no chat template: set spec.model.chatTemplate")
+        self.end_token_ids = self._find_end_tokens(folder)
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of the prompt, the assistant's opening included.
+
+        Raises:
+            PromptTooLongError: it has more than `max_prompt_tokens` tokens.
+        """
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        ids = tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+        if len(ids) > self._max_prompt_tokens:
+            raise PromptTooLongError(
+                f"a prompt has {len(ids)} tokens, and model.maxModelLen less sampling.maxTokens leaves {self._max_prompt_tokens}: "
+                f"raise maxModelLen or lower maxTokens (the prompt begins {messages[-1].content[:60]!r})"
+            )
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion without special tokens; bytes that are not UTF-8 are U+FFFD."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _find_end_tokens(self, folder: Path) -> tuple[int, ...]:
+        found: set[int] = set()
+        config = folder / "generation_config.json"
+        if config.is_file():
+            value = json.loads(config.read_text()).get("eos_token_id")
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+        if self._tokenizer.eos_token_id is not None:
+            found.add(self._tokenizer.eos_token_id)
+        found.update(self._turn_end())
+        if not found:
+            raise ValueError(f"neither the generation config nor the tokenizer of {folder} names an end token: add eos_token_id to one")
+        return tuple(sorted(found))
+
+    def _turn_end(self) -> set[int]:
+        """The first special token after the assistant's words, as the template writes them."""
+        marker = "7"
+        chat = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
+        rendered = self._tokenizer.apply_chat_template(chat, tokenize=False)
+        after = rendered[rendered.rindex(marker) + len(marker) :]
+        ids = self._tokenizer.encode(after, add_special_tokens=False)
+        return set(ids[:1]) & set(self._tokenizer.all_special_ids)

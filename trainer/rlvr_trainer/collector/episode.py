@@ -1,0 +1,136 @@
+"""One prompt from its task to its verdicts.
+
+    sample the task -> render it -> generate G completions -> score them -> a RolloutGroup
+
+Training and evaluation run the same episodes. A failure of infrastructure never becomes a reward: a lost engine means that the whole
+group is generated again, and a group with too few verdicts is generated again under the same index, or given up with a reason.
+"""
+
+import time
+from dataclasses import dataclass
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+
+from rlvr_api.wire import ScoreItem, Split, Task, TaskRequest
+from rlvr_trainer.chat import ChatFormat
+from rlvr_trainer.collector.engines import Completion, EngineLostError, EnginePool
+from rlvr_trainer.collector.verifiers import VerifierClient
+from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup
+
+MAX_ISSUES = 5
+"""How often an index is generated before a group that stays unjudged is given up."""
+
+
+class UnjudgedError(RuntimeError):
+    """Too few completions of a group were judged, each time it was generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What is to be collected."""
+
+    id: str
+    """Unique in the run; prefix of the idempotency keys."""
+    admission: Admission
+    split: Split
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpisodeRunner:
+    """Runs episodes against the engines and the verifier service."""
+
+    engines: EnginePool
+    verifiers: VerifierClient
+    chat: ChatFormat
+    timeout_seconds: float
+    """Bound of the search for an engine, and of the wait for an update to end."""
+
+    async def run(self, episode: Episode) -> RolloutGroup:
+        """Collect one group.
+
+        Raises:
+            PromptTooLongError: the task does not fit the model.
+            UnjudgedError: the verifiers did not judge enough of it.
+            EngineLostError: no engine became ready in time.
+            RequestRefusedError, UnreachableError: from the verifier service.
+        """
+        tracer = trace.get_tracer("rlvr_trainer.collector")
+        attributes: dict[str, str | int] = {
+            "rlvr.episode": episode.id,
+            "rlvr.environment": episode.admission.environment,
+            "rlvr.level": episode.admission.level,
+        }
+        # A root of its own: the trace of a group ends in the training step that consumes it, which links to it.
+        with tracer.start_as_current_span("rollout_group", context=otel_context.Context(), attributes=attributes):
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier)
+            return await self._collect(tracer, episode, carrier.get("traceparent", ""))
+
+    async def _collect(self, tracer: trace.Tracer, episode: Episode, traceparent: str) -> RolloutGroup:
+        admission = episode.admission
+        request = TaskRequest(environment=admission.environment, split=episode.split, seed=admission.task_seed, level=admission.level)
+        with tracer.start_as_current_span("sample"):
+            task = await self.verifiers.sample(request)
+        prompt_ids = self.chat.render(task.messages)
+        for issue in range(MAX_ISSUES):
+            completion = await self._generate(tracer, prompt_ids, episode, issue)
+            group = await self._score(tracer, request, task, prompt_ids, completion, episode, issue, traceparent)
+            if sum(reward is not None for reward in group.rewards) >= max(2, episode.samples / 2):
+                return group
+        raise UnjudgedError(f"{episode.id}: fewer than half of {episode.samples} completions were judged, in {MAX_ISSUES} tries")
+
+    async def _generate(self, tracer: trace.Tracer, prompt_ids: tuple[int, ...], episode: Episode, issue: int) -> Completion:
+        lost = 0
+        while True:
+            with tracer.start_as_current_span("generate") as span:
+                try:
+                    seed = (episode.seed + issue) % 2**31
+                    completion = await self.engines.generate(prompt_ids, episode.samples, seed, self.timeout_seconds)
+                except EngineLostError as error:
+                    span.record_exception(error)
+                    lost += 1
+                    if lost >= MAX_ISSUES:
+                        raise
+                    continue
+                span.set_attribute("rlvr.engine", completion.engine)
+                span.set_attribute("rlvr.tokens", sum(len(sample.token_ids) for sample in completion.samples))
+                return completion
+
+    async def _score(
+        self, tracer: trace.Tracer, request: TaskRequest, task: Task, prompt_ids: tuple[int, ...], completion: Completion,
+        episode: Episode, issue: int, traceparent: str,
+    ) -> RolloutGroup:  # fmt: skip
+        texts = [self.chat.decode(sample.token_ids) for sample in completion.samples]
+        items = [
+            ScoreItem(
+                id=f"{episode.id}/{issue}/{number}",
+                environment=task.environment,
+                task_key=task.task_key,
+                completion=text,
+                truncated=sample.finish_reason == "length",
+            )
+            for number, (sample, text) in enumerate(zip(completion.samples, texts, strict=True))
+        ]
+        with tracer.start_as_current_span("score") as span:
+            started = time.monotonic()
+            verdicts = await self.verifiers.score(items, request)
+            seconds = time.monotonic() - started
+            span.set_attribute("rlvr.passed", sum((verdict.score or 0) > 0 for verdict in verdicts))
+        rollouts = tuple(
+            Rollout(sample.token_ids, sample.logprobs, sample.spans, sample.finish_reason, text, verdict)
+            for sample, text, verdict in zip(completion.samples, texts, verdicts, strict=True)
+        )
+        return RolloutGroup(
+            admission=episode.admission,
+            problem_id=task.problem_id,
+            prompt_ids=prompt_ids,
+            prompt=task.messages[-1].content,
+            rollouts=rollouts,
+            engine=completion.engine,
+            traceparent=traceparent,
+            generate_seconds=completion.seconds,
+            score_seconds=seconds,
+        )

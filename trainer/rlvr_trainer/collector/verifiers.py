@@ -1,0 +1,96 @@
+"""Tasks and verdicts from the verifier service.
+
+A verdict that is `infra_error` is asked for again under the same idempotency key, never replaced by a guess: what stays unjudged is
+masked later. A key that the service can no longer open (it restarted with another seal) is renewed by sampling the same task again.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import httpx
+
+from rlvr_api.wire import (
+    EnvironmentsResponse,
+    SampleRequest,
+    SampleResponse,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+    Task,
+    TaskRequest,
+    Verdict,
+    VerdictStatus,
+)
+from rlvr_trainer.collector.http import RequestRefusedError, UnreachableError, post_model
+
+SCORE_ATTEMPTS = 3
+"""How often an item is sent before its infra_error is final."""
+
+
+class VerifierClient:
+    """The verifier service over HTTP.
+
+    Args:
+        timeout_seconds: bound of one call with its retries; long enough for a verifier pod to be replaced.
+    """
+
+    def __init__(self, url: str, client: httpx.AsyncClient, timeout_seconds: float) -> None:
+        self._url = url
+        self._client = client
+        self._timeout_seconds = timeout_seconds
+
+    async def environments(self) -> EnvironmentsResponse:
+        """What the service says of the job's environments.
+
+        Raises:
+            UnreachableError: no answer in time.
+        """
+        deadline = time.monotonic() + self._timeout_seconds
+        while True:
+            try:
+                response = await self._client.get(f"{self._url}/v1/environments")
+                response.raise_for_status()
+                return EnvironmentsResponse.model_validate_json(response.content)
+            except httpx.HTTPError as error:
+                if time.monotonic() > deadline:
+                    raise UnreachableError(f"{self._url}/v1/environments: {type(error).__name__} {error}") from error
+                await asyncio.sleep(0.2)
+
+    async def sample(self, request: TaskRequest) -> Task:
+        """One task.
+
+        Raises:
+            RequestRefusedError, UnreachableError: as `post_model`.
+        """
+        message = SampleRequest(items=(request,))
+        response = await post_model(self._client, f"{self._url}/v1/sample", message, SampleResponse, self._timeout_seconds)
+        return response.tasks[0]
+
+    async def score(self, items: Sequence[ScoreItem], renew: TaskRequest) -> tuple[Verdict, ...]:
+        """Verdicts in the order of `items`, which are completions of one task.
+
+        Args:
+            renew: the request that gave their task; sent again when the service no longer knows the task's key.
+        """
+        verdicts: dict[str, Verdict] = {}
+        waiting = list(items)
+        for _ in range(SCORE_ATTEMPTS):
+            try:
+                response = await post_model(
+                    self._client, f"{self._url}/v1/score", ScoreRequest(items=tuple(waiting)), ScoreResponse, self._timeout_seconds
+                )
+            except RequestRefusedError as error:
+                if error.status not in (400, 409):
+                    raise
+                task = await self.sample(renew)
+                waiting = [item.model_copy(update={"task_key": task.task_key}) for item in waiting]
+                continue
+            verdicts.update((verdict.id, verdict) for verdict in response.verdicts)
+            waiting = [item for item in waiting if verdicts[item.id].status is VerdictStatus.INFRA_ERROR]
+            if not waiting:
+                break
+        unknown = [item.id for item in items if item.id not in verdicts]
+        if unknown:
+            raise RequestRefusedError(f"{self._url}/v1/score", 409, f"the service opens no task key for {unknown[0]}")
+        return tuple(verdicts[item.id] for item in items)
