@@ -1,0 +1,99 @@
+"""Rules between fields, in CEL, for the API server; each has its twin in a model's validator, which `rlvr validate` runs.
+
+Rules sit under `spec`. The one root rule looks at creation only: a root rule that an upgrade tightens makes existing objects unwritable,
+even undeletable. Every path in a rule is guarded with `has()` unless the schema gives it a default.
+
+Not expressible in CEL, and refused by `rlvr validate`, the operator and the learner instead: what `rollouts.engineArgs` may hold, since its
+values have no schema.
+"""
+
+from dataclasses import dataclass
+
+from pydantic.alias_generators import to_camel
+
+from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
+from rlvr_api.environments import ENVIRONMENT_KINDS
+from rlvr_api.names import MAX_JOB_NAME
+from rlvr_api.stages import STAGE_KINDS
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One CEL rule and what the API server says when it is broken."""
+
+    cel: str
+    message: str
+    create_only: bool = False
+    """Looks at creation only; the rule uses `oldSelf` as an optional."""
+
+
+def one_of(kinds: tuple[str, ...]) -> Rule:
+    """Exactly one of the members is set."""
+    names = [to_camel(kind) for kind in kinds]
+    present = ", ".join(f"has(self.{name})" for name in names)
+    return Rule(f"[{present}].filter(x, x).size() == 1", f"exactly one of {', '.join(names)} must be set")
+
+
+_STALE = "self.offPolicy.maxStaleness > 0"
+_CORRECTS = "has(self.offPolicy.correction.tokenTruncated)"
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "Algorithm": (one_of(ALGORITHM_KINDS),),
+    "Correction": (one_of(CORRECTION_KINDS),),
+    "Stage": (one_of(STAGE_KINDS),),
+    "EnvironmentSpec": (
+        one_of(ENVIRONMENT_KINDS),
+        Rule(
+            "!has(self.math) || self.levels.maximum == 0",
+            "a math dataset has one level: remove levels, or list one environment for each difficulty",
+        ),
+    ),
+    "Levels": (Rule("self.maximum >= self.start", "maximum is below start; write the same number for one level only"),),
+    "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
+    "Rlvr": (
+        Rule("!self.ordered || self.zeroVariance == 'skip'", "ordered allows no discards, so zeroVariance must be skip, not resample"),
+    ),
+    "Rollouts": (
+        Rule(
+            "self.tensorParallel == 1 || self.tensorParallel <= self.gpusPerReplica",
+            "tensorParallel needs as many GPUs: raise gpusPerReplica or lower tensorParallel",
+        ),
+    ),
+    "OffPolicy": (Rule("self.dropBeyond >= self.maxStaleness", "dropBeyond is below maxStaleness: admitted groups would be thrown away"),),
+    "RLVRJobSpec": (
+        Rule("self.sampling.maxTokens < self.model.maxModelLen", "sampling.maxTokens leaves no room for a prompt in model.maxModelLen"),
+        Rule(
+            f"!({_CORRECTS}) || !self.stages.exists(s, has(s.rlvr) && has(s.rlvr.algorithm.dppoTv))",
+            "dppoTv already weighs by the sampler: set offPolicy.correction to {none: {}}",
+        ),
+        Rule(
+            f"({_CORRECTS}) || !({_STALE}) || !self.stages.exists(s, has(s.rlvr) && has(s.rlvr.algorithm.grpo))",
+            "grpo with offPolicy.maxStaleness above 0 and no correction learns from stale samples as if they were fresh: "
+            "set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0",
+        ),
+        Rule(
+            f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",
+            "an ordered stage repeats a run only with offPolicy.maxStaleness 0",
+        ),
+    ),
+    "RLVRJob": (
+        Rule(
+            "oldSelf.hasValue() || (self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') "
+            f"&& self.metadata.name.size() <= {MAX_JOB_NAME})",
+            f"metadata.name must be lower-case letters, digits and '-', begin with a letter, and have at most {MAX_JOB_NAME} characters",
+            create_only=True,
+        ),
+    ),
+}
+"""Rules by the name of the model that they are attached to."""
+
+LIST_KEYS = {
+    "RLVRJobSpec.environments": "name",
+    "RLVRJobSpec.stages": "name",
+    "RLVRJobStatus.conditions": "type",
+    "RLVRJobStatus.roles": "name",
+}
+"""Lists whose items have a key: the API server refuses duplicates, and appliers own single items."""
+
+SET_LISTS = frozenset({"Arithmetic.operations"})
+"""Lists of different values."""
