@@ -135,6 +135,8 @@ def _plain_data(document: Any) -> Any:
             return [convert(below, (*path, index)) for index, below in enumerate(value)]
         if isinstance(value, datetime.date):  # kubectl sees a string where YAML 1.1 saw a date
             return value.isoformat()
+        if isinstance(value, str) and not _is_text(value):
+            raise _refusal(path_text(path), f"is {_shown(value)}, which is no text: it has half of a surrogate pair")
         if value is None or isinstance(value, str | bool | int | float):
             return value
         raise _refusal(path_text(path), f"has a value of YAML type {type(value).__name__}: write text, a number, a list or a mapping")
@@ -143,9 +145,13 @@ def _plain_data(document: Any) -> Any:
 
 
 def _key(key: object, path: Path) -> str:
-    if not isinstance(key, str):
+    if not isinstance(key, str) or not _is_text(key):
         raise _refusal(path_text(path), f"has the key {_shown(key)}, which is no text: write it in quotes")
     return key
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _without_server_fields(data: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ generator turns the same models into schema and CEL. What only the cluster, the 
 the learner's preflight.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
@@ -97,12 +98,18 @@ class Rollouts(ApiModel):
         taken = sorted(set(self.engine_args) & RESERVED_ENGINE_ARGS)
         if taken:
             raise ValueError(f"engineArgs may not set {', '.join(taken)}: the plan does, from the spec's own fields")
+        for name, value in self.engine_args.items():
+            if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):  # vLLM also takes underscores and dots, past the check above
+                raise ValueError(f"engineArgs has '{name}': write vLLM's argument without leading dashes, for example max-num-seqs")
+            if value is None:
+                raise ValueError(f"engineArgs.{name} has no value: give it one, true for a bare flag, or remove it")
         return self
 
 
 RESERVED_ENGINE_ARGS = frozenset({
     "model", "host", "port", "dtype", "max-model-len", "served-model-name", "enable-scale-out", "logprobs-mode", "weight-transfer-config",
-    "generation-config", "tensor-parallel-size", "otlp-traces-endpoint", "api-key", "enforce-eager",
+    "generation-config", "tensor-parallel-size", "otlp-traces-endpoint", "api-key", "enforce-eager", "config", "uds", "root-path",
+    "ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "disable-uvicorn-access-log",
 })  # fmt: skip
 
 

@@ -1,0 +1,245 @@
+"""What runs for a job: command, environment and port of every process. Both runtimes start exactly this.
+
+    plan(job, addresses, places, attempt) -> Plan(workloads): rollout-0 ... rollout-n, verifier-0, learner
+
+Pure: what only a machine knows (addresses, folders, the interpreter) comes in as arguments. Secrets are not part of a plan; the runtime
+adds the S3 credentials to the processes that need them (`Workload.needs_storage`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from rlvr_api.names import workload_name
+from rlvr_api.process import Role, Variable
+from rlvr_api.spec import RLVRJob
+
+SERVED_MODEL = "policy"
+WEIGHT_TRANSFER_BACKEND = "rlvr_torch_distributed"
+CPU_BLOCK_SIZE = 32
+"""Tokens in a KV block on the CPU, where sizes are multiples of 32; the smallest shares the most of a prompt among its samples."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where one process is reached by the others."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Base URL."""
+        return f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where every process listens."""
+
+    bind_host: str
+    """Interface that servers bind: 127.0.0.1 locally, 0.0.0.0 in pods."""
+    engines: tuple[Address, ...]
+    """One for each rollout engine, by ordinal."""
+    verifier: Address
+    """The verifier service."""
+    learner: Address
+    """The learner's status endpoint; engines reach its rendezvous store at the same host."""
+    s3_endpoint: str | None = None
+    """S3 endpoint that the runtime brings, for a job that names none."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Files and folders that processes find, in the cluster by mounts."""
+
+    python: str
+    """Interpreter."""
+    job_file: str
+    """The job as JSON, with every default filled in."""
+    model_dir: str
+    """Local folder of the model."""
+    seal_key_file: str
+    """Key that seals gold answers."""
+    work_dir: str
+    """Scratch; each process has a folder of its name in it."""
+    openmp_library: str | None = None
+    """Intel's `libiomp5.so`, if there is one: CPU engines are up to three times as fast with it."""
+
+
+@dataclass(frozen=True)
+class HttpReadiness:
+    """A process is ready when `GET path` answers 200."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One process of a job."""
+
+    role: Role
+    name: str
+    """Unique in the job, for example `rollout-0`."""
+    ordinal: int
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    """Variables that the plan sets, on top of what the runtime gives every process."""
+    port: int
+    readiness: HttpReadiness
+    gpus: int = 0
+    """GPUs that it needs to itself; 0 hides all."""
+    needs_storage: bool = False
+    """Whether it gets the S3 credentials."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All processes of one attempt."""
+
+    workloads: tuple[Workload, ...]
+
+    def of(self, role: Role) -> tuple[Workload, ...]:
+        """The processes of one role, by ordinal."""
+        return tuple(workload for workload in self.workloads if workload.role is role)
+
+
+def plan(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -> Plan:
+    """The processes of attempt `attempt` (from 1) of `job`. Only the learner differs between attempts.
+
+    Raises:
+        ValueError: not one address for each engine.
+    """
+    if len(addresses.engines) != job.spec.rollouts.replicas:
+        raise ValueError(f"{len(addresses.engines)} engine addresses for rollouts.replicas {job.spec.rollouts.replicas}: give one each")
+    engines = tuple(_engine(job, addresses, places, ordinal) for ordinal in range(len(addresses.engines)))
+    return Plan((*engines, _verifier(job, addresses, places), _learner(job, addresses, places, attempt)))
+
+
+def _engine(job: RLVRJob, addresses: Addresses, places: Places, ordinal: int) -> Workload:
+    name, port = workload_name(Role.ROLLOUT, ordinal), addresses.engines[ordinal].port
+    on_cpu = job.spec.rollouts.gpus_per_replica == 0
+    command = (
+        places.python, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", places.model_dir,
+        "--host", addresses.bind_host,
+        "--port", str(port),
+        "--dtype", job.spec.precision.engine,
+        "--max-model-len", str(job.spec.model.max_model_len),
+        "--served-model-name", SERVED_MODEL,
+        "--enable-scale-out",
+        "--logprobs-mode", "processed_logprobs",
+        "--generation-config", "vllm",
+        "--weight-transfer-config", json.dumps({"backend": WEIGHT_TRANSFER_BACKEND}),
+        "--disable-uvicorn-access-log",
+        *(_cpu_flags(job) if on_cpu else _gpu_flags(job)),
+        *_tracing_flags(job),
+        *_flags(job.spec.rollouts.engine_args),
+    )  # fmt: skip
+    env = {
+        **_common_env(job, places, name, "rlvr-rollout"),
+        Variable.MODEL_DIR: places.model_dir,
+        "VLLM_SERVER_DEV_MODE": "1",  # registers the routes of weight updates
+        "VLLM_NO_USAGE_STATS": "1",
+        **(_engine_cpu_env(job, places) if on_cpu else {}),
+    }
+    return Workload(
+        Role.ROLLOUT, name, ordinal, command, _plain(env), port, HttpReadiness("/health"), gpus=job.spec.rollouts.gpus_per_replica
+    )
+
+
+def _verifier(job: RLVRJob, addresses: Addresses, places: Places) -> Workload:
+    name, port = workload_name(Role.VERIFIER, 0), addresses.verifier.port
+    command = (places.python, "-m", "rlvr_verifier", "--host", addresses.bind_host, "--port", str(port))
+    env = {
+        **_common_env(job, places, name, "rlvr-verifier"),
+        **_storage_env(addresses),
+        Variable.SEAL_KEY_FILE: places.seal_key_file,
+        "OMP_NUM_THREADS": "1",
+    }
+    return Workload(Role.VERIFIER, name, 0, command, _plain(env), port, HttpReadiness("/readyz"), needs_storage=True)
+
+
+def _learner(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -> Workload:
+    name, learner = workload_name(Role.LEARNER, 0), addresses.learner
+    env = {
+        **_common_env(job, places, name, "rlvr-learner"),
+        **_storage_env(addresses),
+        Variable.ATTEMPT: str(attempt),
+        Variable.ENGINE_URLS: ",".join(engine.url for engine in addresses.engines),
+        Variable.VERIFIER_URL: addresses.verifier.url,
+        Variable.ADVERTISED_HOST: learner.host,
+        Variable.STATUS_PORT: str(learner.port),
+        Variable.MODEL_DIR: places.model_dir,
+    }
+    if job.spec.learner.gpus == 0:
+        env["OMP_NUM_THREADS"] = str(job.spec.learner.cpu_threads)
+    command = (places.python, "-m", "rlvr_trainer")
+    gpus = job.spec.learner.gpus
+    return Workload(Role.LEARNER, name, 0, command, _plain(env), learner.port, HttpReadiness("/readyz"), gpus=gpus, needs_storage=True)
+
+
+def _common_env(job: RLVRJob, places: Places, name: str, service: str) -> dict[str, str]:
+    env = {
+        Variable.JOB_FILE: places.job_file,
+        Variable.WORK_DIR: f"{places.work_dir}/{name}",
+        "HF_HUB_OFFLINE": "1",  # models come from the job's own URIs, never from a hub by accident
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",  # the last line before a crash is the one that matters
+    }
+    if job.spec.observability.tracing is not None:
+        env["OTEL_SERVICE_NAME"] = service
+        env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
+    return env
+
+
+def _storage_env(addresses: Addresses) -> dict[str, str]:
+    return {} if addresses.s3_endpoint is None else {Variable.S3_ENDPOINT: addresses.s3_endpoint}
+
+
+def _cpu_flags(job: RLVRJob) -> tuple[str, ...]:
+    own_block_size = "block-size" in job.spec.rollouts.engine_args
+    return ("--enforce-eager", *(() if own_block_size else ("--block-size", str(CPU_BLOCK_SIZE))))
+
+
+def _gpu_flags(job: RLVRJob) -> tuple[str, ...]:
+    return ("--tensor-parallel-size", str(job.spec.rollouts.tensor_parallel))
+
+
+def _engine_cpu_env(job: RLVRJob, places: Places) -> dict[str, str]:
+    env = {
+        "VLLM_CPU_KVCACHE_SPACE": str(job.spec.rollouts.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM's own binding keeps a core for itself
+        "OMP_NUM_THREADS": str(job.spec.rollouts.cpu_threads),
+        "TORCHDYNAMO_DISABLE": "1",  # log-probs run a compiled function even under --enforce-eager; images have no compiler
+    }
+    return env if places.openmp_library is None else {**env, "LD_PRELOAD": places.openmp_library}
+
+
+def _tracing_flags(job: RLVRJob) -> tuple[str, ...]:
+    tracing = job.spec.observability.tracing
+    return () if tracing is None else ("--otlp-traces-endpoint", f"{tracing.endpoint.rstrip('/')}/v1/traces")
+
+
+def _flags(arguments: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """Command-line flags, sorted by name: true is `--name`, false `--no-name`, a list repeats values, a mapping is JSON."""
+    flags: list[str] = []
+    for name, value in sorted(arguments.items()):
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(_word, value)]
+        else:
+            flags += [f"--{name}", _word(value)]
+    return tuple(flags)
+
+
+def _word(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(env: Mapping[str, str]) -> dict[str, str]:
+    """Plain strings in a fixed order: the order of variables in a pod is part of its identity."""
+    return {str(key): str(env[key]) for key in sorted(env)}
