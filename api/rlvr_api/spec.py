@@ -85,7 +85,7 @@ class Rollouts(ApiModel):
     """Compute threads of a CPU engine."""
     kv_cache_gib: Annotated[int, Field(ge=1, le=4096)] = 1
     """KV cache of a CPU engine, GiB."""
-    engine_args: Annotated[dict[str, JsonValue], Field(max_length=64, default_factory=dict)]
+    engine_args: Annotated[dict[str, JsonValue], Field(max_length=64)] = Field(default_factory=dict)
     """Further vLLM server arguments, for example `{max-num-seqs: 128}`. Those that the plan sets itself are refused."""
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ class Progress(ApiModel):
     """Share of the last step's rollouts with verdict `pass`."""
     held_out_pass_rate: Fraction | None = None
     """Pass rate of the latest held-out evaluation."""
-    level: Annotated[dict[Name, Count], Field(max_length=64, default_factory=dict)]
+    level: Annotated[dict[Name, Count], Field(max_length=64)] = Field(default_factory=dict)
     """Current level of each environment."""
     tokens_per_second: Annotated[float, Field(ge=0.0)] | None = None
     """Completion tokens generated, over the last steps' wall time."""
