@@ -1,0 +1,147 @@
+"""Names of all objects of a job. Pure: this module knows no store.
+
+Below `<storage.uri>/<job>`:
+
+    attempts/<attempt>.json
+    <stage index>-<stage>/rollouts/<step>/<attempt>-<part>.parquet
+                          records/<step>.json
+                          checkpoints/<step>/<attempt>/<blob>,  checkpoints/<step>/MANIFEST.json
+                          evaluations/<step>.json,              evaluations/<step>/<attempt>-<part>.parquet
+                          model/<attempt>/<file>,               model/MANIFEST.json
+
+Numbers are padded with zeros, so that the order of keys is the order of steps. Whatever only one attempt may write without asking
+carries the attempt in its key: a process that was given up for dead can never overwrite its successor's blobs. The keys without an
+attempt (claims, records, manifests) are written with `If-None-Match: *`.
+"""
+
+import re
+from dataclasses import dataclass
+
+STEP_DIGITS = 8
+ATTEMPT_DIGITS = 6
+PART_DIGITS = 5
+MANIFEST = "MANIFEST.json"
+ATTEMPTS = "attempts/"
+
+_STAGE = re.compile(r"(\d{2})-([a-z](?:[-a-z0-9]*[a-z0-9])?)")
+_CHECKPOINT = re.compile(rf"checkpoints/(\d{{{STEP_DIGITS}}})/(?:(\d{{{ATTEMPT_DIGITS}}})/.+|{re.escape(MANIFEST)})")
+_RECORD = re.compile(rf"records/(\d{{{STEP_DIGITS}}})\.json")
+_ATTEMPT = re.compile(rf"{ATTEMPTS}(\d{{{ATTEMPT_DIGITS}}})\.json")
+
+
+def attempt_key(attempt: int) -> str:
+    """Claim of an attempt."""
+    return f"{ATTEMPTS}{_number(attempt, ATTEMPT_DIGITS)}.json"
+
+
+def attempt_of(key: str) -> int | None:
+    """The attempt whose claim `key` is; None for other keys."""
+    found = _ATTEMPT.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CheckpointKey:
+    """What the key of an object of a checkpoint says."""
+
+    step: int
+    attempt: int | None
+    """None for the manifest."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StageKeys:
+    """Keys of one stage; sorts by the stage's place in the job."""
+
+    index: int
+    """Position in the job, from 0."""
+    name: str
+
+    @classmethod
+    def parse(cls, key: str) -> "StageKeys | None":
+        """The stage that an object belongs to; None for objects of the job itself."""
+        found = _STAGE.fullmatch(key.partition("/")[0])
+        return cls(int(found[1]), found[2]) if found else None
+
+    @property
+    def folder(self) -> str:
+        """For example `00-climb`."""
+        return f"{self.index:02d}-{self.name}"
+
+    @property
+    def records(self) -> str:
+        """Prefix of all step records."""
+        return f"{self.folder}/records/"
+
+    @property
+    def checkpoints(self) -> str:
+        """Prefix of all checkpoints."""
+        return f"{self.folder}/checkpoints/"
+
+    @property
+    def evaluations(self) -> str:
+        """Prefix of all evaluations."""
+        return f"{self.folder}/evaluations/"
+
+    @property
+    def model(self) -> str:
+        """Folder of the final weights, without a slash at its end."""
+        return f"{self.folder}/model"
+
+    @property
+    def model_manifest(self) -> str:
+        """Names the files of the final weights."""
+        return f"{self.model}/{MANIFEST}"
+
+    def rollouts(self, step: int, attempt: int, part: int = 0) -> str:
+        """Rollouts that a step consumed."""
+        return f"{self.folder}/rollouts/{_step(step)}/{_number(attempt, ATTEMPT_DIGITS)}-{_number(part, PART_DIGITS)}.parquet"
+
+    def record(self, step: int) -> str:
+        """Record of a step."""
+        return f"{self.records}{_step(step)}.json"
+
+    def record_step(self, key: str) -> int | None:
+        """The step whose record `key` is; None for other keys."""
+        found = _RECORD.fullmatch(key.removeprefix(f"{self.folder}/"))
+        return int(found[1]) if found else None
+
+    def checkpoint(self, step: int) -> str:
+        """Prefix of one checkpoint."""
+        return f"{self.checkpoints}{_step(step)}/"
+
+    def checkpoint_blob(self, step: int, attempt: int, blob: str) -> str:
+        """A blob of a checkpoint."""
+        return f"{self.checkpoint(step)}{_number(attempt, ATTEMPT_DIGITS)}/{blob}"
+
+    def manifest(self, step: int) -> str:
+        """What makes a checkpoint committed."""
+        return f"{self.checkpoint(step)}{MANIFEST}"
+
+    def checkpoint_key(self, key: str) -> CheckpointKey | None:
+        """Step and attempt of an object of a checkpoint; None for other keys."""
+        found = _CHECKPOINT.fullmatch(key.removeprefix(f"{self.folder}/"))
+        return CheckpointKey(int(found[1]), int(found[2]) if found[2] else None) if found else None
+
+    def evaluation(self, step: int) -> str:
+        """Result of a held-out evaluation, after `step` optimizer steps."""
+        return f"{self.evaluations}{_step(step)}.json"
+
+    def evaluation_rollouts(self, step: int, attempt: int, part: int = 0) -> str:
+        """Rollouts of a held-out evaluation."""
+        return f"{self.evaluations}{_step(step)}/{_number(attempt, ATTEMPT_DIGITS)}-{_number(part, PART_DIGITS)}.parquet"
+
+    def model_file(self, attempt: int, file: str) -> str:
+        """A file of the final weights."""
+        return f"{self.model}/{_number(attempt, ATTEMPT_DIGITS)}/{file}"
+
+
+def _step(step: int) -> str:
+    return _number(step, STEP_DIGITS)
+
+
+def _number(value: int, digits: int) -> str:
+    # A longer number would sort before shorter ones and break "newest by key".
+    if not 0 <= value < 10**digits:
+        raise ValueError(f"{value} is not between 0 and {10**digits - 1}, so it has no key")
+    return f"{value:0{digits}d}"
