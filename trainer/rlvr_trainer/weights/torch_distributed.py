@@ -1,0 +1,406 @@
+"""Weights over `torch.distributed` process groups: NCCL between GPUs, gloo otherwise, both ends.
+
+The learner keeps one `TCPStore`; each epoch is a `PrefixStore` in it and a process group of its own, never the global default one:
+
+    learner (rank 0)                          worker (rank 1..)
+      invitation over HTTP  ----------------->  thread starts, writes joined/RANK
+      waits for joined/*, forms the group <-->  forms the group, waits for update/N
+      writes update/N, broadcasts buckets --->  receives all into staging, hands each on, writes staged/N/RANK
+      waits for staged/N/*, orders the swap     (the engine swaps, not this file), writes settled/N/RANK
+
+The learner packs a bucket while the one before it travels, and the worker installs it while the next one arrives. Each wait ends with a
+time-out. A member that dies breaks the group for all: everyone who did not get everything says `cut`, and the learner forms the next
+epoch with those that live. Not covered: reduced updates (LoRA, deltas), sharded senders.
+"""
+
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from pydantic import ValidationError
+
+from rlvr_api.spec import TorchDistributed
+from rlvr_trainer.weights.buckets import bytes_as_they_are, pack_bucket, unpack_bucket
+from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
+
+log = logging.getLogger("rlvr.weights")
+dist: Any = torch.distributed  # its types hide the stores and options
+
+Stage = Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], None]
+"""Takes the tensors of an update, one bucket after the other; they are views of staging buffers that stay
+as they are until the next update."""
+FindDead = Callable[[Sequence[int]], Sequence[int]]
+"""Which of these silent ranks are known to be dead."""
+
+CLOSED = b"closed"
+SEND_BUFFERS = 3
+LIVENESS_SECONDS = 1.0
+"""A silent rank is looked after this often."""
+QUIET_SECONDS = 3600.0
+"""A worker waits for the next update as long as the store lives; it looks up once in this time."""
+
+
+class BroadcastBrokenError(RuntimeError):
+    """The group cannot be used any more; the message is that of the library."""
+
+
+def open_rendezvous(advertised_host: str, settings: TorchDistributed, timeout_seconds: float) -> "Rendezvous":
+    """The learner's store, on a free port of `advertised_host`. See `rlvr_trainer.weights.Transport`."""
+    del settings
+    return Rendezvous(advertised_host, timeout_seconds)
+
+
+def make_receiver(invitation: Invitation, rank: int, device: torch.device, stage: Stage, previous: "Receiver | None") -> "Receiver":
+    """A worker's end; it takes over the staging memory of `previous`. See `rlvr_trainer.weights.Transport`.
+
+    Raises:
+        ValueError: the invitation asks for NCCL and this worker has no GPU.
+    """
+    if invitation.collective == "nccl" and device.type != "cuda":
+        raise ValueError(f"the learner sends over NCCL, and this worker's device is {device}: run both on GPUs, or the learner on the CPU")
+    return Receiver(invitation, rank, device, stage, previous.release_buffers() if previous else [])
+
+
+class Rendezvous:
+    """Where groups meet: a TCP store that lives as long as the learner."""
+
+    def __init__(self, advertised_host: str, timeout_seconds: float) -> None:
+        """Raises OSError when `advertised_host` is no address of this machine."""
+        self._host = advertised_host
+        self._timeout_seconds = timeout_seconds
+        # Fresh memory costs more than the broadcast, so all groups share these. A broken group may still send from them: what its members
+        # receive then, they can never be told to swap in, for its epoch is over.
+        self._buffers: list[torch.Tensor] = []
+        listener = socket.create_server((advertised_host, 0), backlog=1024)
+        self._port: int = listener.getsockname()[1]
+        self._store: Any = dist.TCPStore(
+            advertised_host,
+            self._port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_seconds),
+            master_listen_fd=listener.detach(),
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that go into invitations."""
+        return self._host, self._port
+
+    def open_group(self, attempt: int, epoch: int, world_size: int, layout: Layout, device: torch.device) -> "Sender":
+        """The learner's end of a new group, which is not connected yet. `device` is that of the tensors to send."""
+        store = dist.PrefixStore(_prefix(attempt, epoch), self._store)
+        self._buffers = _fitting(self._buffers, _packed_sizes(layout), device)
+        return Sender(store, self._host, world_size, layout, device, self._timeout_seconds, self._buffers)
+
+    def close(self) -> None:
+        """Close the store: workers that wait for an update leave their groups."""
+        self._store = None
+
+
+class Sender:
+    """The learner's end of one epoch's group."""
+
+    def __init__(
+        self,
+        store: Any,
+        host: str,
+        world_size: int,
+        layout: Layout,
+        device: torch.device,
+        timeout_seconds: float,
+        buffers: Sequence[torch.Tensor],
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._world_size = world_size
+        self._layout = layout
+        self._device = device
+        self._timeout_seconds = timeout_seconds
+        self._group: Any = None
+        self._sequence = -1
+        self._buffers = buffers
+
+    def await_members(self, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
+        """Wait until the ranks have answered the invitation, are dead, or the time is up."""
+        return self._await(lambda rank: f"joined/{rank}", ranks, find_dead)
+
+    def connect(self) -> None:
+        """Form the group with all ranks. Call it once they have joined.
+
+        Raises:
+            BroadcastBrokenError: a rank did not connect in time.
+        """
+        collective = "nccl" if self._device.type == "cuda" else "gloo"
+        self._group = _form_group(collective, self._store, 0, self._world_size, self._host, self._timeout_seconds)
+
+    def send(self, tensors: Mapping[str, torch.Tensor], header: UpdateHeader, on_last_bucket: Callable[[], None]) -> None:
+        """Broadcast the tensors of the layout, cast to its dtype; `on_last_bucket` is called once, when only little is left to send.
+
+        When it returns, the bytes are handed to the network; `await_staged` says who has them.
+
+        Raises:
+            BroadcastBrokenError: a member died or is too slow; the group is of no use any more.
+        """
+        self._sequence = header.sequence
+        self._store.set(_update_key(header.sequence), header.model_dump_json())
+        in_flight: deque[Any] = deque()
+        last = len(self._layout.buckets) - 1
+        for index, bucket in enumerate(self._layout.buckets):
+            if len(in_flight) == SEND_BUFFERS:
+                self._wait(in_flight.popleft())
+            if (buffer := bytes_as_they_are(bucket, tensors)) is None:
+                buffer = self._buffers[index % SEND_BUFFERS][: bucket.size_bytes]
+                pack_bucket(bucket, tensors, buffer)
+            if index == last:
+                on_last_bucket()
+            in_flight.append(_broadcast(self._group, buffer))
+        while in_flight:
+            self._wait(in_flight.popleft())
+
+    def await_staged(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
+        """Wait until the ranks have staged an update, are dead, or the time is up; a silent rank counts as `cut`."""
+        return self._await(lambda rank: f"staged/{sequence}/{rank}", ranks, find_dead)
+
+    def await_settled(self, sequence: int, ranks: Sequence[int]) -> Mapping[int, Acknowledgement]:
+        """Wait until the ranks have nothing left to do after the swap of an update."""
+        answers = self._await(lambda rank: f"settled/{sequence}/{rank}", ranks, lambda _: ())
+        self._store.delete_key(_update_key(sequence))
+        return answers
+
+    def close(self) -> None:
+        """Leave the group, which closes its connections. Workers that wait for an update leave it as well."""
+        with suppress(RuntimeError):
+            self._store.set(_update_key(self._sequence + 1), CLOSED)
+        group, self._group = self._group, None
+        if group is not None and self._device.type == "cuda":
+            group.abort()
+
+    def _wait(self, work: Any) -> None:
+        _wait(work, self._group, self._timeout_seconds, self._device)
+
+    def _await(self, key: Callable[[int], str], ranks: Sequence[int], find_dead: FindDead) -> dict[int, Acknowledgement]:
+        answers: dict[int, Acknowledgement] = {}
+        deadline = time.monotonic() + self._timeout_seconds
+        look_up, pause = time.monotonic() + LIVENESS_SECONDS, 0.0002
+        while missing := [rank for rank in ranks if rank not in answers]:
+            for rank in missing:
+                if self._store.check([key(rank)]):
+                    answers[rank] = Acknowledgement.model_validate_json(self._store.get(key(rank)))
+                    self._store.delete_key(key(rank))
+            now = time.monotonic()
+            if now > deadline:
+                late = Acknowledgement(outcome="cut", message=f"no answer within {self._timeout_seconds:g} s")
+                return answers | {rank: late for rank in missing if rank not in answers}
+            if now > look_up:
+                gone = Acknowledgement(outcome="cut", message="the engine does not answer any more")
+                answers |= dict.fromkeys(find_dead([rank for rank in missing if rank not in answers]), gone)
+                look_up = time.monotonic() + LIVENESS_SECONDS
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.01)
+        return answers
+
+
+class Receiver:
+    """A worker's end of one epoch's group. Its thread does all that waits; the engine's loop never does."""
+
+    def __init__(self, invitation: Invitation, rank: int, device: torch.device, stage: Stage, buffers: list[torch.Tensor]) -> None:
+        self._invitation = invitation
+        self._rank = rank
+        self._device = device if invitation.collective == "nccl" else torch.device("cpu")
+        self._stage = stage
+        self._group: Any = None
+        self._closed = False
+        self._staged: UpdateHeader | None = None
+        self._outbox: Any = None
+        self._buffers = buffers
+        self._thread = threading.Thread(target=self._run, name=f"weights-epoch-{invitation.epoch}", daemon=True)
+
+    def start(self) -> None:
+        """Join the group and receive updates, on a thread of its own."""
+        self._thread.start()
+
+    def staged_header(self) -> UpdateHeader | None:
+        """The update whose weights are complete and wait for their swap."""
+        return None if self._closed else self._staged
+
+    def report_settled(self, header: UpdateHeader, error: str) -> None:
+        """Tell the learner that the work after a swap is done; an empty error is success."""
+        answer = Acknowledgement(outcome="refused" if error else "done", message=error)
+        self._answer(f"settled/{header.sequence}/{self._rank}", answer)
+
+    def close(self) -> None:
+        """Leave the group; it does not wait for the thread, which ends when its connections do or at its time-out."""
+        self._closed = True
+        self._staged = None
+
+    def release_buffers(self) -> list[torch.Tensor]:
+        """The staging memory of a receiver whose thread has ended; nothing while it may still write there."""
+        return [] if self._thread.is_alive() else self._buffers
+
+    def _run(self) -> None:
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            with torch.no_grad():
+                self._take_part()
+        except (BroadcastBrokenError, RuntimeError, OSError, ValidationError) as error:
+            # The border of the thread: the store or the group is gone, or the learner spoke nonsense. The engine goes on with old weights.
+            if not self._closed:
+                log.warning("left weight group: attempt %d, epoch %d: %s", *self._invitation.order, _first_line(error))
+        finally:
+            self._group = None
+
+    def _take_part(self) -> None:
+        invitation, timeout = self._invitation, timedelta(seconds=self._invitation.timeout_seconds)
+        address = invitation.store_host, invitation.store_port
+        # Two connections: one that waits for the next update blocks all other use of it.
+        inbox, outbox = (
+            dist.PrefixStore(_prefix(*invitation.order), dist.TCPStore(*address, is_master=False, timeout=timeout)) for _ in range(2)
+        )
+        self._outbox = outbox
+        self._answer(f"joined/{self._rank}", Acknowledgement(outcome="done"))
+        host = _address_towards(*address)
+        self._group = _form_group(invitation.collective, inbox, self._rank, invitation.world_size, host, invitation.timeout_seconds)
+        sequence = 0
+        while not self._closed and (message := self._next(inbox, sequence)) is not None:
+            header = UpdateHeader.model_validate_json(message)
+            answer = self._receive(header)
+            if self._closed:
+                return
+            self._staged = header if answer.outcome == "done" else None
+            self._answer(f"staged/{header.sequence}/{self._rank}", answer)
+            if answer.outcome == "cut":
+                return
+            sequence += 1
+
+    def _next(self, inbox: Any, sequence: int) -> bytes | None:
+        while not self._closed:
+            try:
+                inbox.wait([_update_key(sequence)], timedelta(seconds=QUIET_SECONDS))
+            except dist.DistNetworkError:
+                raise
+            except dist.DistStoreError:
+                continue
+            message: bytes = inbox.get(_update_key(sequence))
+            return None if message == CLOSED else message
+        return None
+
+    def _receive(self, header: UpdateHeader) -> Acknowledgement:
+        self._staged = None
+        self._buffers = _fitting(self._buffers, [bucket.size_bytes for bucket in self._invitation.layout.buckets], self._device)
+        works = deque(_broadcast(self._group, buffer) for buffer in self._buffers)
+        try:
+            try:
+                self._stage(self._arriving(works))
+            finally:
+                while works:
+                    self._wait(works.popleft())
+        except BroadcastBrokenError as error:
+            return Acknowledgement(outcome="cut", message=_first_line(error))
+        except Exception as error:  # the border to the model's own loading code, which raises what it likes
+            if not self._closed:
+                log.exception("cannot stage weights of version %d", header.version)
+            return Acknowledgement(outcome="refused", message=f"{type(error).__name__}: {_first_line(error)}")
+        return Acknowledgement(outcome="done")
+
+    def _arriving(self, works: deque[Any]) -> Iterator[Sequence[tuple[str, torch.Tensor]]]:
+        for bucket, buffer in zip(self._invitation.layout.buckets, self._buffers, strict=True):
+            self._wait(works[0])
+            works.popleft()
+            yield tuple(unpack_bucket(bucket, buffer))
+
+    def _wait(self, work: Any) -> None:
+        _wait(work, self._group, self._invitation.timeout_seconds, self._device)
+
+    def _answer(self, key: str, answer: Acknowledgement) -> None:
+        # A learner that is gone needs no answer, and its successor invites anew.
+        if self._outbox is not None:
+            with suppress(RuntimeError):
+                self._outbox.set(key, answer.model_dump_json())
+
+
+def _packed_sizes(layout: Layout) -> list[int]:
+    sizes = [bucket.size_bytes for bucket in layout.buckets]
+    return [max(sizes[first::SEND_BUFFERS]) for first in range(min(SEND_BUFFERS, len(sizes)))]
+
+
+def _fitting(buffers: list[torch.Tensor], sizes: list[int], device: torch.device) -> list[torch.Tensor]:
+    if [buffer.numel() for buffer in buffers] == sizes and all(buffer.device == device for buffer in buffers):
+        return buffers
+    return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+
+
+def _prefix(attempt: int, epoch: int) -> str:
+    return f"weights/{attempt}/{epoch}"
+
+
+def _update_key(sequence: int) -> str:
+    return f"update/{sequence}"
+
+
+def _form_group(collective: str, store: Any, rank: int, world_size: int, host: str, timeout_seconds: float) -> Any:
+    backend: Any = dist.ProcessGroupNCCL if collective == "nccl" else dist.ProcessGroupGloo
+    try:
+        if collective == "nccl":
+            options = backend.Options()
+            # The library's own time-out ends the process; ours, in `_wait`, ends the group.
+            options._timeout = timedelta(days=7)
+        else:
+            options = backend._Options()
+            options._devices = [backend.create_device(hostname=host)]
+            options._timeout = timedelta(seconds=timeout_seconds)
+        return backend(store, rank, world_size, options)
+    except RuntimeError as error:
+        raise BroadcastBrokenError(f"the weight group did not form within {timeout_seconds:g} s: {_first_line(error)}") from error
+
+
+def _broadcast(group: Any, buffer: torch.Tensor) -> Any:
+    options = dist.BroadcastOptions()
+    options.rootRank, options.rootTensor = 0, 0
+    try:
+        return group.broadcast([buffer], options)
+    except RuntimeError as error:
+        raise BroadcastBrokenError(_first_line(error)) from error
+
+
+def _wait(work: Any, group: Any, timeout_seconds: float, device: torch.device) -> None:
+    try:
+        if device.type == "cuda":
+            _wait_on_device(work, group, timeout_seconds)
+        else:
+            work.wait()
+    except RuntimeError as error:
+        raise BroadcastBrokenError(_first_line(error)) from error
+
+
+def _wait_on_device(work: Any, group: Any, timeout_seconds: float) -> None:
+    # `Work.wait` of NCCL orders streams and returns at once; a buffer may be used again only when the transfer is over.
+    deadline = time.monotonic() + timeout_seconds
+    while not work.is_completed():
+        if time.monotonic() > deadline:
+            group.abort()
+            raise BroadcastBrokenError(f"a broadcast took longer than {timeout_seconds:g} s")
+        time.sleep(0.0005)
+    work.wait()
+
+
+def _address_towards(host: str, port: int) -> str:
+    # The address under which this machine reaches the learner is one under which the others reach this machine. Nothing is sent.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
