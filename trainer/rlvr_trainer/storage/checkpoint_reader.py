@@ -115,8 +115,8 @@ def load_latest(store: ObjectStore, stages: StageKeys | Sequence[StageKeys], *, 
                 for at in corrupt:
                     _condemn(store, *at)
                 return LoadedCheckpoint(loaded.manifest, loaded.tensors, loaded.groups, tuple(map(str, corrupt.values())))
-    for error in corrupt.values():
-        raise CorruptObjectError(f"all {len(corrupt)} checkpoints in {store.uri()} are corrupt, the newest: {error}") from error
+    if corrupt:
+        raise CorruptObjectError(f"all {len(corrupt)} checkpoints in {store.uri()} are corrupt, the newest: {next(iter(corrupt.values()))}")
     return None
 
 

@@ -63,6 +63,16 @@ class S3Settings:
     """Tries of one request, the first included, with exponential back-off."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object in a listing."""
+
+    bytes: int
+    """Size."""
+    etag: str
+    """Changes when the content does."""
+
+
 def connect(settings: S3Settings, concurrency: int = 16) -> "S3Client":
     """A thread-safe S3 client with at most `concurrency` connections; talks to nobody yet.
 
@@ -111,6 +121,10 @@ class ObjectStore:
         """The store at `uri` (`s3://bucket/prefix`), in folder `below`; talks to nobody yet."""
         bucket, prefix = split_uri(uri)
         return cls(connect(settings), bucket, "/".join((prefix, *below)))
+
+    def below(self, folder: str) -> "ObjectStore":
+        """The same store, with keys that count from `folder`."""
+        return ObjectStore(self.client, self.bucket, f"{self.prefix}/{folder}", self.transfer)
 
     def uri(self, key: str = "") -> str:
         """`s3://bucket/prefix/key`, for people."""
@@ -173,14 +187,19 @@ class ObjectStore:
         return tuple(self.sizes(prefix, after))
 
     def sizes(self, prefix: str = "", after: str = "") -> dict[str, int]:
-        """Keys that begin with `prefix` and sort after `after`, in order, with their bytes."""
-        start = self._full(after) if after else ""
-        found: dict[str, int] = {}
+        """As `list`, with the bytes of each object."""
+        return {key: entry.bytes for key, entry in self.entries(prefix, after).items()}
+
+    def entries(self, prefix: str = "", after: str = "") -> dict[str, Entry]:
+        """As `list`, with what the store says of each object."""
+        found: dict[str, Entry] = {}
         with self._explained("list", prefix):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._full(prefix), StartAfter=start)
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._full(prefix), StartAfter=self._full(after) if after else ""
+            )
             for page in pages:
                 for entry in page.get("Contents", ()):
-                    found[self._key(entry["Key"])] = entry["Size"]
+                    found[self._key(entry["Key"])] = Entry(entry["Size"], entry["ETag"].strip('"'))
         return dict(sorted(found.items()))
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -213,6 +232,11 @@ class ObjectStore:
     def download(self, blob: StoredBlob, file: BinaryIO) -> None:
         """As `read`, into a file, with bounded memory. On an error the file holds what arrived: the caller throws it away."""
         for part in self._verified_parts(blob):
+            file.write(part)
+
+    def download_unverified(self, key: str, size: int, file: BinaryIO) -> None:
+        """An object of `size` bytes whose digest nobody recorded, into a file, with bounded memory."""
+        for part in self._parts(key, size):
             file.write(part)
 
     def check(self) -> None:
@@ -268,29 +292,34 @@ class ObjectStore:
         return True
 
     def _verified_parts(self, blob: StoredBlob) -> Iterator[bytes]:
-        """The object in order, a few parts ahead; raises at its end when the digest is wrong."""
+        """The object in order; raises at its end when the digest is wrong."""
         size = self.size(blob.key)
         if size != blob.bytes:
             raise CorruptObjectError(f"{self.uri(blob.key)} is corrupt: it has {size} bytes, and {blob.bytes} were committed")
         digest = hashlib.sha256()
-        starts = iter(range(0, size, self.transfer.part_bytes))
-        with ThreadPoolExecutor(self.transfer.concurrency, thread_name_prefix="s3-download") as pool:
-            ahead = deque(pool.submit(self._read_range, blob, start) for start in islice(starts, self.transfer.concurrency))
-            while ahead:
-                part = ahead.popleft().result()
-                ahead.extend(pool.submit(self._read_range, blob, start) for start in islice(starts, 1))
-                digest.update(part)
-                yield part
+        for part in self._parts(blob.key, size):
+            digest.update(part)
+            yield part
         if digest.hexdigest() != blob.sha256:
             raise CorruptObjectError(
                 f"{self.uri(blob.key)} is corrupt: its SHA-256 is {digest.hexdigest()}, and {blob.sha256} was committed"
             )
 
-    def _read_range(self, blob: StoredBlob, start: int) -> bytes:
-        end = min(start + self.transfer.part_bytes, blob.bytes)
-        part = self._read(blob.key, {"Range": f"bytes={start}-{end - 1}"})
+    def _parts(self, key: str, size: int) -> Iterator[bytes]:
+        """The object in order, fetched a few parts ahead."""
+        starts = iter(range(0, size, self.transfer.part_bytes))
+        with ThreadPoolExecutor(self.transfer.concurrency, thread_name_prefix="s3-download") as pool:
+            ahead = deque(pool.submit(self._read_range, key, size, start) for start in islice(starts, self.transfer.concurrency))
+            while ahead:
+                part = ahead.popleft().result()
+                ahead.extend(pool.submit(self._read_range, key, size, start) for start in islice(starts, 1))
+                yield part
+
+    def _read_range(self, key: str, size: int, start: int) -> bytes:
+        end = min(start + self.transfer.part_bytes, size)
+        part = self._read(key, {"Range": f"bytes={start}-{end - 1}"})
         if len(part) != end - start:
-            raise CorruptObjectError(f"{self.uri(blob.key)} changed while it was read: bytes {start} to {end} gave {len(part)}")
+            raise CorruptObjectError(f"{self.uri(key)} changed while it was read: bytes {start} to {end} gave {len(part)}")
         return part
 
     def _read(self, key: str, options: "_Range") -> bytes:

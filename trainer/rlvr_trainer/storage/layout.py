@@ -131,9 +131,10 @@ class StageKeys:
         """Rollouts of a held-out evaluation."""
         return f"{self.evaluations}{_step(step)}/{_number(attempt, ATTEMPT_DIGITS)}-{_number(part, PART_DIGITS)}.parquet"
 
-    def model_file(self, attempt: int, file: str) -> str:
-        """A file of the final weights."""
-        return f"{self.model}/{_number(attempt, ATTEMPT_DIGITS)}/{file}"
+
+def model_folder(attempt: int) -> str:
+    """Folder of an attempt's final weights, below `StageKeys.model`."""
+    return _number(attempt, ATTEMPT_DIGITS)
 
 
 def _step(step: int) -> str:
