@@ -53,10 +53,6 @@ class Reason(StrEnum):
     """Replicas of a role are missing, and the run goes on with the others."""
     RESTARTING = "Restarting"
     """A process ended and is started again after a back-off; the message has its exit code and last line."""
-    UNRESPONSIVE = "Unresponsive"
-    """A process was alive but did not answer, and was killed."""
-    STEP_FINISHED = "StepFinished"
-    """Progressing: a step was finished."""
     RUN_ENDED = "RunEnded"
     """A role's processes are gone because the run has ended."""
     SUSPEND_REQUESTED = "SuspendRequested"
@@ -69,6 +65,8 @@ class Reason(StrEnum):
     """Failed: a role failed more often than `failurePolicy` allows."""
     SUPERSEDED = "Superseded"
     """Failed: a newer attempt has committed, so this one may not."""
+    RUNTIME_FAILED = "RuntimeFailed"
+    """Failed: the supervisor could not go on, for example because its disk is full."""
 
 
 class Phase(StrEnum):

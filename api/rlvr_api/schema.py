@@ -103,10 +103,9 @@ def _fill_object(node: Schema, result: Schema, definitions: dict[str, Schema], n
         result["properties"] = {
             field: _structural(below, definitions, f"{name}.{field}") for field, below in node["properties"].items()
         }  # fmt: skip
-    elif isinstance(node.get("additionalProperties"), dict):
-        result["additionalProperties"] = _structural(node["additionalProperties"], definitions, f"{name}{{}}")
-    elif node.get("additionalProperties"):
-        result["additionalProperties"] = {"x-kubernetes-preserve-unknown-fields": True}
+    else:  # a mapping; the form of its keys cannot be said
+        values = next(iter(node.get("patternProperties", {}).values()), node.get("additionalProperties", {}))
+        result["additionalProperties"] = _structural({} if values is True else values, definitions, f"{name}{{}}")
     if rules := RULES.get(name):
         result["x-kubernetes-validations"] = [_validation(rule) for rule in rules]
 
