@@ -14,7 +14,7 @@ from rlvr_api.spec import OffPolicy, Sampling
 from rlvr_api.stages import Rlvr
 from rlvr_api.wire import Message, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse, Task, Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat
-from rlvr_trainer.collector.collector import CollectionStalledError, Collector, EventLoopThread, StopRequestedError
+from rlvr_trainer.collector.collector import CollectionStalledError, Collector, EventLoopThread
 from rlvr_trainer.collector.curriculum import Curriculum
 from rlvr_trainer.collector.engines import EnginePool
 from rlvr_trainer.collector.episode import EpisodeRunner
@@ -124,12 +124,18 @@ def collect(world: World, chat: ChatFormat, loop: EventLoopThread, *, steps: int
     batches = []
     try:
         for _ in range(steps):
-            batches.append(collector.take_batch(lambda _: 0, lambda: False))
+            batches.append(wait_for_batch(collector))
             collector.step_done()
     finally:
         collector.close()
         loop.submit(client.aclose()).result(5)
     return batches
+
+
+def wait_for_batch(collector: Collector) -> Batch:
+    while (batch := collector.poll_batch(lambda _: 0, 0.1)) is None:
+        pass
+    return batch
 
 
 def groups_of(batches: list[Batch]) -> list[RolloutGroup]:
@@ -232,22 +238,6 @@ def test_a_wait_without_progress_ends_in_an_error_that_says_what_to_look_at(chat
     world = World(clean=())
     with pytest.raises(CollectionStalledError, match="look at the logs"):
         collect(world, chat, loop, stall_seconds=0.3)
-
-
-def test_a_request_to_stop_interrupts_the_wait(chat: ChatFormat, loop: EventLoopThread) -> None:
-    world = World(clean=())
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(world.app()), base_url="http://world")
-    ledger = GroupLedger(
-        Rlvr(steps=1, prompts_per_step=2, group_size=4), OffPolicy(), Schedule(0, "c", [ENVIRONMENT]), Curriculum([ENVIRONMENT])
-    )
-    engines = EnginePool({"a": "http://world/a"}, world, client, Sampling(max_tokens=3), chat.end_token_ids)
-    collector = Collector(
-        ledger, EpisodeRunner(engines, VerifierClient("http://world/verifier", client, 5.0), chat, 60.0), loop, "j", 1, 60.0
-    )
-    with pytest.raises(StopRequestedError):
-        collector.take_batch(lambda _: 0, lambda: True)
-    collector.close()
-    loop.submit(client.aclose()).result(5)
 
 
 def test_the_chat_format_finds_every_end_token_and_renders_once(chat: ChatFormat) -> None:

@@ -168,7 +168,7 @@ def test_every_admitted_index_is_exactly_one_of_consumed_discarded_outstanding(
         elif action == "take":
             note(ledger.take(lambda group: ledger.step - group.oldest_version))
         assert ledger.consumed + len(ledger.outstanding) <= (eta + ledger.step + 1) * 2
-    pending_discards = [index for index, _ in ledger._discarded]
+    pending_discards = [index for index, _ in ledger.discarded]
     everything = consumed + discarded + pending_discards + list(ledger.outstanding)
     assert sorted(everything) == list(range(ledger.cursor))
 

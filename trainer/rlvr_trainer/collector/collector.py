@@ -4,7 +4,7 @@ An asyncio loop in a thread of its own admits as many groups as the ledger allow
 thread takes batches and says when a step is done, which opens room for more:
 
     loop:    capacity -> admit -> episode -> finish | discard -> (again)
-    learner: take_batch() ... train ... step_done()
+    learner: poll_batch() ... train ... step_done()
 
 The thread shares the learner's process so that a batch needs no copy; PyTorch's kernels release the interpreter while it works.
 An error that no retry can mend ends the collection and is raised in the learner's next call.
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from rlvr_trainer.chat import PromptTooLongError
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner, UnjudgedError
-from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED, Batch, GroupLedger
+from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED, Batch, GroupLedger, LedgerSnapshot
 from rlvr_trainer.rollout import Admission, RolloutGroup
 
 logger = logging.getLogger(__name__)
@@ -30,18 +30,12 @@ ResultT = TypeVar("ResultT")
 
 IDLE_SECONDS = 0.5
 """How often the loop looks for room when nothing has woken it."""
-POLL_SECONDS = 0.5
-"""How often a wait for a batch looks at its deadline and at requests to stop."""
 CONSECUTIVE_DISCARDS = 64
 """Groups given up in a row after which the run cannot be healthy."""
 
 
 class CollectionStalledError(RuntimeError):
     """No group was finished for `deadlines.stallSeconds`."""
-
-
-class StopRequestedError(RuntimeError):
-    """The run was asked to stop while it waited."""
 
 
 class EventLoopThread:
@@ -116,32 +110,35 @@ class Collector:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._discards_in_a_row = 0
+        self._waiting_since = 0.0
         self._last_finish = time.monotonic()
         self._wake = asyncio.Event()
         self._main = self.loop.submit(self._collect())
 
-    def take_batch(self, staleness: Callable[[RolloutGroup], int], should_stop: Callable[[], bool]) -> Batch:
-        """Wait for the next batch.
+    def poll_batch(self, staleness: Callable[[RolloutGroup], int], wait_seconds: float) -> Batch | None:
+        """The next batch, or None when there is none within `wait_seconds`.
 
         Raises:
-            CollectionStalledError: nothing was finished for too long.
-            StopRequestedError: `should_stop` became true.
+            CollectionStalledError: nothing was finished since the first poll for this batch, for too long.
             Exception: what ended the collection.
         """
         with self._changed:
-            started = time.monotonic()
-            while True:
-                if should_stop():
-                    raise StopRequestedError
-                if self._error is not None:
-                    raise self._error
-                batch = self.ledger.take(staleness)
-                if batch is not None:
-                    break
-                self._check_progress(started)
-                self._changed.wait(POLL_SECONDS)
+            self._waiting_since = self._waiting_since or time.monotonic()
+            batch = self._take(staleness)
+            if batch is None:
+                self._changed.wait(wait_seconds)
+                batch = self._take(staleness)
+            if batch is None:
+                self._check_progress(self._waiting_since)
+                return None
+            self._waiting_since = 0.0
         self._wake_up()
         return batch
+
+    def _take(self, staleness: Callable[[RolloutGroup], int]) -> Batch | None:
+        if self._error is not None:
+            raise self._error
+        return self.ledger.take(staleness)
 
     def step_done(self) -> None:
         """An optimizer step is done: the ledger has room for more."""
@@ -149,11 +146,10 @@ class Collector:
             self.ledger.step += 1
         self._wake_up()
 
-    def snapshot(self) -> tuple[tuple[RolloutGroup, ...], tuple[Admission, ...], int]:
-        """Finished groups, outstanding admissions by index, and the cursor, at one moment."""
+    def snapshot(self) -> LedgerSnapshot:
+        """The ledger at one moment."""
         with self._changed:
-            outstanding = self.ledger.outstanding
-            return self.ledger.finished, tuple(outstanding[index] for index in sorted(outstanding)), self.ledger.cursor
+            return self.ledger.snapshot()
 
     def close(self) -> None:
         """Stop collecting; groups under way are abandoned and stay outstanding."""

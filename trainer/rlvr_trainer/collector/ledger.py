@@ -13,6 +13,8 @@ The ledger is plain state without clocks, threads or I/O; the collector guards i
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from pydantic import JsonValue
+
 from rlvr_api.spec import OffPolicy
 from rlvr_api.stages import Rlvr
 from rlvr_trainer.collector.curriculum import Curriculum
@@ -36,6 +38,24 @@ class Batch:
     """Outstanding admissions once the batch is out, by index."""
     cursor: int
     """Next index to admit."""
+    curriculum: dict[str, JsonValue]
+    """State of the curriculum once the batch is out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSnapshot:
+    """The state of the ledger at one moment, for a checkpoint."""
+
+    finished: tuple[RolloutGroup, ...]
+    """Groups that wait to be consumed."""
+    discarded: tuple[tuple[int, str], ...]
+    """Indices given up since the last batch, with the reason."""
+    pending: tuple[Admission, ...]
+    """Outstanding admissions, by index."""
+    cursor: int
+    """Next index to admit."""
+    curriculum: dict[str, JsonValue]
+    """State of the curriculum."""
 
 
 @dataclass
@@ -54,8 +74,9 @@ class GroupLedger:
     """Next index to admit."""
     outstanding: dict[int, Admission] = field(default_factory=dict)
     """Admitted, and neither consumed nor discarded."""
+    discarded: list[tuple[int, str]] = field(default_factory=list)
+    """Given up since the last batch, with the reason."""
     _finished: dict[int, RolloutGroup] = field(default_factory=dict)
-    _discarded: list[tuple[int, str]] = field(default_factory=list)
     _resampled: int = 0
 
     @property
@@ -96,7 +117,7 @@ class GroupLedger:
         """Give an index up for good."""
         del self.outstanding[index]
         self._finished.pop(index, None)
-        self._discarded.append((index, reason))
+        self.discarded.append((index, reason))
 
     def take(self, staleness: Callable[[RolloutGroup], int]) -> Batch | None:
         """The next batch, or None while there is none.
@@ -114,8 +135,15 @@ class GroupLedger:
         for index in chosen:
             del self.outstanding[index]
         self.consumed += len(groups)
-        discarded, self._discarded, self._resampled = tuple(self._discarded), [], 0
-        return Batch(groups, discarded, tuple(self.outstanding[index] for index in sorted(self.outstanding)), self.cursor)
+        discarded, self.discarded, self._resampled = tuple(self.discarded), [], 0
+        return Batch(groups, discarded, self._pending(), self.cursor, self.curriculum.state())
+
+    def snapshot(self) -> LedgerSnapshot:
+        """The state now."""
+        return LedgerSnapshot(self.finished, tuple(self.discarded), self._pending(), self.cursor, self.curriculum.state())
+
+    def _pending(self) -> tuple[Admission, ...]:
+        return tuple(self.outstanding[index] for index in sorted(self.outstanding))
 
     def _choose(self) -> list[int] | None:
         size = self.stage.prompts_per_step
