@@ -103,7 +103,7 @@ class StageKeys:
 
     def record_step(self, key: str) -> int | None:
         """The step whose record `key` is; None for other keys."""
-        found = _RECORD.fullmatch(key.removeprefix(f"{self.folder}/"))
+        found = _RECORD.fullmatch(self._inside(key))
         return int(found[1]) if found else None
 
     def checkpoint(self, step: int) -> str:
@@ -120,7 +120,7 @@ class StageKeys:
 
     def checkpoint_key(self, key: str) -> CheckpointKey | None:
         """Step and attempt of an object of a checkpoint; None for other keys."""
-        found = _CHECKPOINT.fullmatch(key.removeprefix(f"{self.folder}/"))
+        found = _CHECKPOINT.fullmatch(self._inside(key))
         return CheckpointKey(int(found[1]), int(found[2]) if found[2] else None) if found else None
 
     def evaluation(self, step: int) -> str:
@@ -130,6 +130,9 @@ class StageKeys:
     def evaluation_rollouts(self, step: int, attempt: int, part: int = 0) -> str:
         """Rollouts of a held-out evaluation."""
         return f"{self.evaluations}{_step(step)}/{_number(attempt, ATTEMPT_DIGITS)}-{_number(part, PART_DIGITS)}.parquet"
+
+    def _inside(self, key: str) -> str:
+        return key.removeprefix(f"{self.folder}/") if key.startswith(f"{self.folder}/") else ""
 
 
 def model_folder(attempt: int) -> str:

@@ -92,6 +92,8 @@ def check_partition(head: ChainHead, record: StepRecord) -> None:
     Raises:
         ValueError: a sentence that names the indices at fault.
     """
+    if record.step != head.step + 1:
+        raise ValueError(f"the record of step {record.step} cannot follow the record of step {head.step}")
     named = [*record.groups, *(discard.index for discard in record.discarded), *(admission.index for admission in record.pending)]
     expected = head.pending | set(range(head.cursor, record.cursor))
     twice = sorted({index for index in named if named.count(index) > 1}) if len(set(named)) != len(named) else []
@@ -103,8 +105,6 @@ def check_partition(head: ChainHead, record: StepRecord) -> None:
     for problem, indices in problems.items():
         if indices:
             raise ValueError(f"the record of step {record.step} is wrong: indices {_some(indices)} are {problem}")
-    if record.step != head.step + 1:
-        raise ValueError(f"the record of step {record.step} cannot follow the record of step {head.step}")
 
 
 def check_chain(records: Sequence[CommittedRecord], head: ChainHead | None = None) -> ChainHead:
