@@ -1,0 +1,104 @@
+"""`python -m rlvr_trainer`: the learner of a job, with its collector.
+
+    environment -> store -> claim -> parts -> stages, one after the other -> final model
+
+SIGTERM and SIGINT ask it to stop: it commits a checkpoint and ends with `ExitCode.SUSPENDED`. The last line on stderr of a failure is one
+sentence for a person.
+"""
+
+import logging
+import signal
+import sys
+import threading
+
+from rlvr_api.process import ExitCode
+from rlvr_trainer import telemetry
+from rlvr_trainer.assembly import assemble, open_store, take_over
+from rlvr_trainer.context import BadInputError, RunContext, read_context
+from rlvr_trainer.final_model import export_final_model
+from rlvr_trainer.run import Run, StopRequestedError
+from rlvr_trainer.stages import STAGES
+from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, load_latest
+from rlvr_trainer.storage.errors import SupersededError
+from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.records import RecordConflictError
+
+logger = logging.getLogger("rlvr_trainer")
+
+
+def main() -> int:
+    """Run the learner of the job in the environment; returns an `ExitCode`, or 1 for a failure that another attempt may not meet."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        context = read_context()
+        exported = telemetry.start(context.job.spec.observability.tracing, context.job.metadata.name, context.attempt)
+        try:
+            _run(context, stop)
+        finally:
+            exported.shutdown()
+    except StopRequestedError:
+        logger.info("stopped on request; the next attempt goes on from the last committed checkpoint")
+        return ExitCode.SUSPENDED
+    except BadInputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return ExitCode.BAD_INPUT
+    except RecordConflictError as error:
+        # An older attempt committed this step just before it was fenced off: the next attempt trains what it recorded.
+        return _fail(error) if error.other.attempt < context.attempt else _superseded(error)
+    except SupersededError as error:
+        return _superseded(error)
+    except Exception as error:  # the border of the process
+        logger.exception("the attempt failed")
+        return _fail(error)
+    return ExitCode.DONE
+
+
+def _fail(error: Exception) -> int:
+    print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _superseded(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return ExitCode.SUPERSEDED
+
+
+def _run(context: RunContext, stop: threading.Event) -> None:
+    spec = context.job.spec
+    store = open_store(context)
+    claim = take_over(context, store)
+    keys = [StageKeys(index, stage.name) for index, stage in enumerate(spec.stages)]
+    checkpoint = load_latest(store, keys, fall_back=True)
+    with assemble(context, stop, store, claim) as run:
+        first, resumed = _where_to_start(run, checkpoint)
+        before = sum(stage.rlvr.steps for stage in spec.stages[:first] if stage.rlvr is not None)
+        for index, stage in enumerate(spec.stages[first:], first):
+            STAGES[stage.kind](run, index, stage, resumed, before).execute()
+            resumed = None
+            before += stage.rlvr.steps if stage.rlvr is not None else 0
+        last = spec.stages[-1].rlvr
+        export_final_model(run, keys[-1], last.steps if last is not None else 0)
+
+
+def _where_to_start(run: Run, checkpoint: LoadedCheckpoint | None) -> tuple[int, LoadedCheckpoint | None]:
+    """Index of the first stage to run, and the checkpoint that it resumes from; a finished stage leaves its weights to the next."""
+    if checkpoint is None:
+        return 0, None
+    manifest = checkpoint.manifest
+    for condemned in checkpoint.condemned:
+        logger.warning("%s", condemned)
+    run.versions.restore(manifest.state.scalars.get("versions"))
+    run.versions.reserve(manifest.state.weight_version + 1)
+    if not manifest.state.final:
+        logger.info("resuming stage %s at step %d", manifest.stage, manifest.step)
+        return manifest.stage_index, checkpoint
+    run.policy.load(checkpoint.tensors)
+    return manifest.stage_index + 1, None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

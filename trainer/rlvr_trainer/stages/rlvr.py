@@ -1,0 +1,305 @@
+"""The stage `rlvr`: collect, record, learn, publish, and now and then evaluate and checkpoint.
+
+    restore -> retrain recorded steps -> publish -> evaluate
+    each step:  batch -> Parquet -> record -> optimizer step -> publish -> (evaluate) -> (checkpoint)
+    at the end: evaluate -> checkpoint
+
+The record is written before the step is trained, and the same batch is trained again after a crash, so every admitted index is consumed
+once, discarded with a reason, or pending (`storage/resume.py`). Staleness counts optimizer steps over all stages.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from pydantic import JsonValue
+
+from rlvr_api.stages import Rlvr, Stage
+from rlvr_trainer.collector.collector import Collector
+from rlvr_trainer.collector.curriculum import Curriculum
+from rlvr_trainer.collector.ledger import Batch, GroupLedger
+from rlvr_trainer.collector.schedule import Schedule
+from rlvr_trainer.learner import Learner, StepReport
+from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
+from rlvr_trainer.rollout import RolloutGroup
+from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
+from rlvr_trainer.storage.checkpoint import CheckpointOutcome, CheckpointWriter
+from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, prune
+from rlvr_trainer.storage.documents import Discard
+from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.manifest import CheckpointState
+from rlvr_trainer.storage.records import RecordLog, StepRecord, read_records
+from rlvr_trainer.storage.resume import ResumePlan, plan_resume
+from rlvr_trainer.storage.rollouts import read_groups, write_groups
+from rlvr_trainer.telemetry import SpanName, tracer, train_step_span
+from rlvr_trainer.weights.publisher import PublishReport
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_WAIT_SECONDS = 600.0
+"""Longest wait for an upload at the end of a stage or of the process."""
+
+
+class RlvrStage:
+    """Runs one stage from where the store says it stands to its end.
+
+    Args:
+        checkpoint: the newest checkpoint of the job when it is of this stage.
+        steps_before: optimizer steps of the stages before.
+    """
+
+    def __init__(self, run: Run, index: int, stage: Stage, checkpoint: LoadedCheckpoint | None, steps_before: int) -> None:
+        assert stage.rlvr is not None
+        self._run = run
+        self._spec: Rlvr = stage.rlvr
+        self._keys = StageKeys(index, stage.name)
+        self._checkpoint = checkpoint
+        self._before = steps_before
+        self._records = RecordLog(run.store, self._keys, run.claim)
+        self._writer = CheckpointWriter(run.store, self._keys, run.claim)
+        self._learner = Learner(run.policy, self._spec, run.context.job.spec)
+        self._step = 0
+        self._phases: dict[Phase, float] = {}
+
+    def execute(self) -> None:
+        """Run to the last step.
+
+        Raises:
+            StopRequestedError: asked to stop; a checkpoint of the last step is committed.
+        """
+        plan = self._restore()
+        self._run.board.update(stage=self._keys.name, stage_index=self._keys.index, step=self._before + self._step)
+        collector = None
+        try:
+            self._run.publish(self._before + self._step)
+            if self._step == 0:
+                self._run.evaluate(self._keys, 0, self._before)
+            collector = self._start_collector(plan)
+            while self._step < self._spec.steps:
+                self._take_step(collector)
+            self._save(collector, final=True)
+        except StopRequestedError:
+            self._save(collector, final=False)
+            raise
+        finally:
+            if collector is not None:
+                collector.close()
+        self._finish_uploads()
+
+    def _restore(self) -> ResumePlan:
+        """Load the checkpoint and train the recorded steps after it."""
+        self._records.read_all()
+        manifest = self._checkpoint.manifest if self._checkpoint is not None else None
+        plan = plan_resume(manifest, read_records(self._run.store, self._keys))
+        self._step = plan.loaded_step
+        self._run.reserve_versions(plan.next_weight_version)
+        if self._checkpoint is not None:
+            scalars = self._checkpoint.manifest.state.scalars
+            self._learner.load(self._checkpoint.tensors, scalars)
+        for record in plan.replay:
+            self._replay(record)
+        return plan
+
+    def _replay(self, record: StepRecord) -> None:
+        self._run.check()
+        logger.info("training recorded step %d of stage %s again", record.step, self._keys.name)
+        self._run.board.update(message=f"training recorded step {record.step} again")
+        self._run.versions.note(record.weight_version, self._before + record.step - 1)
+        groups = tuple(group for blob in record.rollouts for group in read_groups(self._run.store, blob))
+        self._learner.step(groups, self._before + record.step - 1, self._run.versions.step_of)
+        self._step = record.step
+
+    def _start_collector(self, plan: ResumePlan) -> Collector:
+        spec = self._run.context.job.spec
+        state = plan.curriculum if isinstance(plan.curriculum, dict) else None
+        curriculum = Curriculum(spec.environments, frozen=self._spec.ordered, state=state)
+        ledger = GroupLedger(
+            self._spec,
+            spec.off_policy,
+            Schedule(spec.seed, self._keys.name, spec.environments),
+            curriculum,
+            step=self._step,
+            consumed=plan.accepted - len(plan.pending),
+            cursor=plan.cursor,
+            outstanding={admission.index: admission for admission in plan.pending},
+            discarded=[(discard.index, discard.reason) for discard in plan.discarded],
+        )
+        if self._checkpoint is not None:
+            ledger.restore(self._checkpoint.groups)
+        finished = {group.admission.index for group in ledger.finished}
+        self._checkpoint = None  # frees its tensors
+        return Collector(
+            ledger,
+            self._run.runner,
+            self._run.loop,
+            prefix=f"{self._run.context.job.metadata.name}/{self._keys.name}",
+            attempt=self._run.context.attempt,
+            stall_seconds=spec.deadlines.stall_seconds,
+            restored=[admission for admission in plan.pending if admission.index not in finished],
+        )
+
+    def _take_step(self, collector: Collector) -> None:
+        started = time.monotonic()
+        tokens_before = collector.times.tokens
+        batch = self._wait_for_batch(collector)
+        with train_step_span(self._keys.name, self._before + self._step + 1, [group.traceparent for group in batch.groups]):
+            with self._phase(Phase.COMMIT):
+                self._record(batch)
+            with self._phase(Phase.TRAIN):
+                report = self._learner.step(batch.groups, self._before + self._step, self._run.versions.step_of)
+            self._step += 1
+            with self._phase(Phase.PUBLISH):
+                published = self._run.publish(self._before + self._step) if report.updated else None
+        collector.step_done()
+        seconds, tokens = time.monotonic() - started, collector.times.tokens - tokens_before
+        self._note(batch, report, published, seconds, tokens)
+        self._after_step(collector)
+
+    def _wait_for_batch(self, collector: Collector) -> Batch:
+        step = self._before + self._step
+        with self._phase(Phase.WAIT):
+            while True:
+                self._run.check()
+                batch = collector.poll_batch(lambda group: self._run.versions.staleness(group, step), POLL_SECONDS)
+                if batch is not None:
+                    return batch
+
+    def _record(self, batch: Batch) -> None:
+        """Fix, once and for all, what the next step consumes."""
+        step, attempt = self._step + 1, self._run.context.attempt
+        blob = write_groups(self._run.store, self._keys.rollouts(step, attempt), batch.groups)
+        self._records.commit(
+            StepRecord(
+                stage=self._keys.name,
+                step=step,
+                attempt=attempt,
+                groups=tuple(group.admission.index for group in batch.groups),
+                rollouts=(blob,),
+                discarded=tuple(Discard(index=index, reason=reason) for index, reason in batch.discarded),
+                pending=batch.pending,
+                cursor=batch.cursor,
+                accepted=step * self._spec.prompts_per_step + len(batch.pending),
+                curriculum=batch.curriculum,
+                weight_version=self._run.versions.current,
+                time=datetime.now(UTC),
+            )
+        )
+
+    def _after_step(self, collector: Collector) -> None:
+        spec = self._run.context.job.spec
+        last = self._step == self._spec.steps
+        every = spec.evaluation.every_steps
+        if last or (every is not None and self._step % every == 0):
+            with self._phase(Phase.EVALUATE):
+                self._run.evaluate(self._keys, self._step, self._before + self._step)
+        if not last and self._step % spec.learner.checkpoint.every_steps == 0:
+            self._save(collector, final=False)
+        self._note_uploads()
+
+    def _save(self, collector: Collector | None, *, final: bool) -> None:
+        """Snapshot the state after the last step; its upload goes on in the background unless the stage ends here."""
+        if collector is None or self._step == 0:
+            return  # nothing is trained that the store does not have
+        ledger = collector.snapshot()
+        state = CheckpointState(
+            step=self._step,
+            final=final,
+            weight_version=self._run.versions.current,
+            record_sha256=self._records.head.sha256,
+            model=self._run.context.job.spec.model.uri,
+            scalars={**self._learner.scalars(), "versions": self._run.versions.state()},
+            cursor=ledger.cursor,
+            accepted=self._step * self._spec.prompts_per_step + len(ledger.pending),
+            curriculum=ledger.curriculum,
+            pending=ledger.pending,
+            discarded=tuple(Discard(index=index, reason=reason) for index, reason in ledger.discarded),
+        )
+        with self._phase(Phase.CHECKPOINT), tracer().start_as_current_span(SpanName.CHECKPOINT):
+            self._writer.snapshot(self._learner.tensors(), state, ledger.finished, CHECKPOINT_WAIT_SECONDS)
+        if final or self._run.stop.is_set():
+            self._finish_uploads()
+
+    def _finish_uploads(self) -> None:
+        self._run.board.update(message="committing the checkpoint")
+        self._writer.wait(CHECKPOINT_WAIT_SECONDS)
+        self._note_uploads()
+        self._run.board.update(message="")
+
+    def _note_uploads(self) -> None:
+        for outcome in self._writer.take_outcomes():
+            self._note_upload(outcome)
+
+    def _note_upload(self, outcome: CheckpointOutcome) -> None:
+        if outcome.manifest is None:
+            logger.error("the checkpoint of step %d was not committed: %s; the one before stays", outcome.step, outcome.error)
+            return
+        logger.info("checkpoint of step %d committed in %.1f s", outcome.step, outcome.seconds)
+        self._run.board.update(checkpoint_step=self._before + outcome.step)
+        keep = self._run.context.job.spec.learner.checkpoint.keep_last
+        prune(self._run.store, self._keys, keep, self._run.context.attempt)
+
+    def _note(self, batch: Batch, report: StepReport, published: PublishReport | None, seconds: float, tokens: int) -> None:
+        metrics = _step_metrics(self._keys, self._step, self._run, batch, report, seconds)
+        metrics = metrics.model_copy(
+            update={
+                "phase_seconds": {phase.value: value for phase, value in self._phases.items()},
+                "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
+                "engines": len(self._run.publisher.clean_engines()),
+            }
+        )
+        self._phases = {}
+        self._run.metrics.write(metrics)
+        self._run.instruments.record(metrics)
+        board = self._run.board
+        board.update(
+            step=self._before + self._step,
+            reward=metrics.reward_mean,
+            pass_rate=metrics.pass_rate,
+            staleness=metrics.staleness_mean,
+            level={**_levels(batch.curriculum)},
+        )
+        board.note_step(seconds_by_part(metrics), tokens)
+
+    @contextmanager
+    def _phase(self, phase: Phase) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._phases[phase] = self._phases.get(phase, 0.0) + time.monotonic() - started
+
+
+def _levels(curriculum: Mapping[str, JsonValue]) -> dict[str, int]:
+    return {name: state["level"] for name, state in curriculum.items() if isinstance(state, dict) and isinstance(state["level"], int)}
+
+
+def _step_metrics(keys: StageKeys, step: int, run: Run, batch: Batch, report: StepReport, seconds: float) -> StepMetrics:
+    groups = batch.groups
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    statuses = Counter(rollout.verdict.status.value for rollout in rollouts)
+    return StepMetrics(
+        stage=keys.name,
+        stage_index=keys.index,
+        step=step,
+        attempt=run.context.attempt,
+        time=datetime.now(UTC),
+        weight_version=run.versions.current,
+        groups=len(groups),
+        rollouts=len(rollouts),
+        masked=statuses["infra_error"],
+        invalid=statuses["invalid"],
+        timeouts=statuses["timeout"],
+        discarded=dict(Counter(reason for _, reason in batch.discarded)),
+        levels=_levels(batch.curriculum),
+        generate_seconds=_mean(groups, "generate_seconds"),
+        score_seconds=_mean(groups, "score_seconds"),
+        tokens_per_second=sum(len(rollout.token_ids) for rollout in rollouts) / seconds,
+        **report.metrics(),
+    )
+
+
+def _mean(groups: tuple[RolloutGroup, ...], name: str) -> float:
+    return float(sum(getattr(group, name) for group in groups)) / len(groups)
