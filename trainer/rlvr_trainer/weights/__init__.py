@@ -1,6 +1,7 @@
 """How new weights reach the rollout engines: the registry of transports.
 
-A transport is one file that holds both ends: `Sender` for the learner, `Receiver` for an engine's workers. It is named by its member of
+A transport is one file that holds both ends: `Sender` for the learner, `Receiver` for an engine's workers (`transport` has the
+interfaces). It is named by its member of
 `spec.weightSync`. To add one: its class in `rlvr_api.spec`, its file here, its line in `TRANSPORTS`.
 
 Nothing here imports torch or vLLM: every process of an engine imports this package when it loads plug-ins.
@@ -10,80 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Protocol
-
-    import torch
-
-    from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
-
-    class Sender(Protocol):
-        """The learner's end of one epoch's group; it is rank 0."""
-
-        def await_members(self, ranks: Sequence[int], find_dead: Callable[[Sequence[int]], Sequence[int]]) -> Mapping[int, Acknowledgement]:
-            """Wait until the ranks have answered the invitation."""
-
-        def connect(self) -> None:
-            """Form the group with the ranks that answered."""
-
-        def send(self, tensors: Mapping[str, torch.Tensor], header: UpdateHeader, on_last_bucket: Callable[[], None]) -> None:
-            """Broadcast all tensors of the layout."""
-
-        def await_staged(
-            self, sequence: int, ranks: Sequence[int], find_dead: Callable[[Sequence[int]], Sequence[int]]
-        ) -> Mapping[int, Acknowledgement]:
-            """Wait until the ranks hold the weights of an update, or failed to get them."""
-
-        def await_settled(self, sequence: int, ranks: Sequence[int]) -> Mapping[int, Acknowledgement]:
-            """Wait until the ranks have nothing left to do after the swap."""
-
-        def close(self) -> None:
-            """Leave the group."""
-
-    class Rendezvous(Protocol):
-        """Where groups meet; it lives as long as the learner."""
-
-        @property
-        def address(self) -> tuple[str, int]:
-            """Host and port that go into invitations."""
-
-        def open_group(self, attempt: int, epoch: int, world_size: int, layout: Layout, device: torch.device) -> Sender:
-            """The learner's end of a new group."""
-
-        def close(self) -> None:
-            """Close the store."""
-
-    class Receiver(Protocol):
-        """A worker's end of one epoch's group."""
-
-        def start(self) -> None:
-            """Join the group and receive updates, on a thread of its own."""
-
-        def staged_header(self) -> UpdateHeader | None:
-            """The update whose weights are complete and wait for their swap."""
-
-        def report_settled(self, header: UpdateHeader, error: str) -> None:
-            """Tell the learner that the work after a swap is done; an empty error is success."""
-
-        def close(self) -> None:
-            """Leave the group; safe in any state, and it does not wait for the thread."""
-
-    class Transport(Protocol):
-        """What the module of a transport defines."""
-
-        def open_rendezvous(self, advertised_host: str, settings: Any, timeout_seconds: float) -> Rendezvous:
-            """The learner's end."""
-
-        def make_receiver(
-            self,
-            invitation: Invitation,
-            rank: int,
-            device: torch.device,
-            stage: Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], None],
-            previous: Any,
-        ) -> Receiver:
-            """A worker's end. `stage` gets the tensors of each bucket as it arrives; `previous` is the receiver that this one replaces."""
-
+    from rlvr_trainer.weights.transport import Transport
 
 TRANSPORTS = {"torch_distributed": "rlvr_trainer.weights.torch_distributed"}
 """Module of each transport, by its member of `spec.weightSync`."""

@@ -29,7 +29,7 @@ class EngineStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """One engine at one moment. Two states are equal only if they are the same entry of the book."""
+    """One engine at one moment."""
 
     status: EngineStatus
     version: int | None = None

@@ -54,7 +54,8 @@ class Probe:
         gap = largest_gap(trainer, reply.logprobs)
         if not gap <= self.tolerance:
             raise ProbeError(
-                f"log-probs of engine and trainer differ by {gap:.3g} nats, more than {self.tolerance:g}: version {version} did not arrive whole"
+                f"log-probs of engine and trainer differ by {gap:.3g} nats, more than {self.tolerance:g}: the engine does not compute with "
+                f"the weights of version {version}"
             )
         return gap
 

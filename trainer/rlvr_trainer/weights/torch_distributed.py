@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -30,15 +30,10 @@ from pydantic import ValidationError
 from rlvr_api.spec import TorchDistributed
 from rlvr_trainer.weights.buckets import bytes_as_they_are, pack_bucket, unpack_bucket
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
+from rlvr_trainer.weights.transport import FindDead, Stage
 
 log = logging.getLogger("rlvr.weights")
 dist: Any = torch.distributed  # its types hide the stores and options
-
-Stage = Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], None]
-"""Takes the tensors of an update, one bucket after the other; they are views of staging buffers that stay
-as they are until the next update."""
-FindDead = Callable[[Sequence[int]], Sequence[int]]
-"""Which of these silent ranks are known to be dead."""
 
 CLOSED = b"closed"
 SEND_BUFFERS = 3

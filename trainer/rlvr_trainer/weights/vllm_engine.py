@@ -19,9 +19,10 @@ import torch
 from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
-from rlvr_trainer.weights import TRANSPORTS, Receiver, backend_name, load_transport
+from rlvr_trainer.weights import TRANSPORTS, backend_name, load_transport
 from rlvr_trainer.weights.installation import build_installation
 from rlvr_trainer.weights.protocol import Invitation, Message, SwapOrder, UpdateHeader, check_newer
+from rlvr_trainer.weights.transport import Receiver
 
 log = logging.getLogger("rlvr.weights")
 

@@ -1,0 +1,345 @@
+"""The learner's view of weight updates: `publish` after each optimizer step, and who may serve.
+
+    publish(tensors, version)
+      group of all engines that are there (kept from the last time, or formed anew: `groups`)
+      broadcast; engines pause as the last bucket leaves; each swaps when its workers have everything (`swap`)
+      whoever was cut off because another one died repeats it in the next epoch; whoever is dead or late is dropped
+      wait until the engines have settled, probe each (`probe`); one that differs is quarantined and loaded again, once
+
+A watcher thread notices engines that die between updates and those that are back. A version is used for one set of weights only. Every
+wait has the time-out of the job's `weightSync`, or less. Not covered: what to do with too few engines; the report says who is left.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import torch
+from opentelemetry.propagate import inject
+
+from rlvr_api.spec import Dtype, TorchDistributed
+from rlvr_trainer.weights import load_transport
+from rlvr_trainer.weights.buckets import plan_layout
+from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineHandle, EngineUnreachableError, ProbeReply, open_http
+from rlvr_trainer.weights.engine_state import EngineBook, EngineEvent, EngineState, EngineStatus
+from rlvr_trainer.weights.groups import LIVENESS_TIMEOUT_SECONDS, GroupFactory, WeightGroup
+from rlvr_trainer.weights.probe import Probe, ProbeError
+from rlvr_trainer.weights.protocol import Layout, SwapOrder, UpdateHeader
+from rlvr_trainer.weights.swap import SwapResult, swap_engine
+
+log = logging.getLogger("rlvr.weights")
+
+MIB = 2**20
+MAX_ROUNDS = 3
+"""Broadcasts of one version. More than two are needed only when engines die in two of them in a row."""
+NEVER_UPDATED = "default"
+"""What a new vLLM process says its version is."""
+
+
+@dataclass(slots=True)
+class PublishReport:
+    """What an update did. Seconds are wall time on the learner."""
+
+    version: int
+    engines: Mapping[str, EngineState] = field(default_factory=dict)
+    """All engines, as they were when the update ended."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Engines that did not get it, and why."""
+    size_bytes: int = 0
+    """Bytes of one broadcast."""
+    form_seconds: float = 0.0
+    """Forming groups; 0 when the last one was still good."""
+    broadcast_seconds: float = 0.0
+    """From the first bucket until the last engine had staged all."""
+    update_seconds: float = 0.0
+    """From the call until all engines went on with the new weights."""
+    paused_seconds: dict[str, float] = field(default_factory=dict)
+    """How long each engine stood still."""
+    probe_seconds: float = 0.0
+    """Waiting until engines settled, sampling, and the trainer's own log-probs."""
+    probe_gap_max: float = 0.0
+    """Largest |log-prob difference| of a passed probe, in nats."""
+    total_seconds: float = 0.0
+    """The whole call."""
+
+
+class WeightPublisher:
+    """Publishes weights to engines. `publish` and `sync_joiners` belong to one thread; everything else is safe from any."""
+
+    def __init__(
+        self,
+        engines: Sequence[EngineHandle],
+        *,
+        transport: TorchDistributed,
+        timeout_seconds: float,
+        probe: Probe,
+        advertised_host: str,
+        attempt: int,
+        engine_dtype: Dtype,
+        on_event: Callable[[EngineEvent], None] = lambda event: None,
+        watch_seconds: float = 1.0,
+    ) -> None:
+        """Raises OSError when `advertised_host` is not an address of this machine. Starts the watcher; `close` ends it."""
+        self._bucket_bytes = transport.bucket_mib * MIB
+        self._timeout_seconds = timeout_seconds
+        self._probe = probe
+        self._attempt = attempt
+        self._dtype = engine_dtype
+        self._book = EngineBook((engine.name for engine in engines), on_event)
+        self._trace_headers: dict[str, str] = {}
+        self._http = open_http(len(engines))
+        self._clients = {engine.name: EngineClient(engine, self._http, timeout_seconds, lambda: self._trace_headers) for engine in engines}
+        self._pool = ThreadPoolExecutor(min(128, 3 * len(engines) + 4), thread_name_prefix="weights")
+        self._rendezvous = load_transport("torch_distributed").open_rendezvous(advertised_host, transport, timeout_seconds)
+        self._groups = GroupFactory(self._rendezvous, attempt, self._clients, self._pool, timeout_seconds)
+        self._group: WeightGroup | None = None
+        self._version = -1
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, args=(watch_seconds,), name="weights-watch", daemon=True)
+        self._watcher.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def publish(self, named_tensors: Mapping[str, torch.Tensor], version: int) -> PublishReport:
+        """Bring `version` to every engine that is there.
+
+        Args:
+            named_tensors: checkpoint names to whole tensors on one device, as `dict(model.named_parameters())`; a tied head is left out.
+            version: above all that were published before, in this attempt or an earlier one.
+
+        Raises:
+            ValueError: the version is not above the last one, or the tensors cannot be sent.
+        """
+        if version <= self._version:
+            raise ValueError(f"version {version} is not above {self._version}, which was published: versions are never used again")
+        self._version = version
+        return self._bring(named_tensors, version, [name for name, state in self._book.states().items() if _takes_part(state)])
+
+    def sync_joiners(self, named_tensors: Mapping[str, torch.Tensor], version: int) -> PublishReport:
+        """Bring the current version to engines that came (back) since it was published; the others do not notice.
+
+        Raises:
+            ValueError: `version` is not the one that was published last.
+        """
+        if version != self._version:
+            raise ValueError(f"version {version} is not the current one, {self._version}: joiners get what the others have")
+        joiners = [name for name, state in self._book.states().items() if _takes_part(state) and state.status is not EngineStatus.CLEAN]
+        return self._bring(named_tensors, version, joiners)
+
+    def clean_engines(self) -> tuple[str, ...]:
+        """Engines that may get prompts."""
+        return self._book.clean()
+
+    def state(self, name: str) -> EngineState:
+        """The state of one engine. Raises KeyError for a name that is not in the job."""
+        return self._book.state(name)
+
+    def states(self) -> dict[str, EngineState]:
+        """The states of all engines."""
+        return self._book.states()
+
+    def readmit(self) -> tuple[str, ...]:
+        """Look at all engines now, as the watcher does, and return those that wait for weights."""
+        for future in [self._pool.submit(self._look_at, name) for name in self._clients]:
+            future.result()
+        return tuple(name for name, state in self._book.states().items() if state.status is EngineStatus.DIRTY)
+
+    def abort_requests(self) -> tuple[str, ...]:
+        """End what a dead attempt left in the engines: its requests, and a pause. Returns the engines that did."""
+
+        def end(client: EngineClient) -> None:
+            client.abort_all()
+            client.resume()
+
+        done, errors = self._groups.call(self._clients, end)
+        for error in errors.values():
+            log.warning("cannot abort requests of earlier attempts: %s", error)
+        return tuple(done)
+
+    def close(self) -> None:
+        """Leave the groups and stop the watcher. Engines keep their weights."""
+        self._stopping.set()
+        if self._group is not None:
+            self._group.close()
+        self._watcher.join(LIVENESS_TIMEOUT_SECONDS + 1.0)
+        self._pool.shutdown(cancel_futures=True)
+        self._rendezvous.close()
+        self._http.close()
+
+    def _bring(self, tensors: Mapping[str, torch.Tensor], version: int, names: list[str]) -> PublishReport:
+        started = time.monotonic()
+        headers: dict[str, str] = {}
+        inject(headers)
+        self._trace_headers = headers
+        layout = plan_layout(tensors, self._dtype, self._bucket_bytes)
+        report = PublishReport(version, size_bytes=layout.size_bytes)
+        differing = self._update(tensors, layout, names, report, started)
+        if differing:
+            for name, reason in self._update(tensors, layout, differing, report, None).items():
+                self._drop(report, name, EngineStatus.LOST, f"{reason}; so it was after a full reload: restart it", needs_restart=True)
+        report.engines = self._book.states()
+        report.total_seconds = time.monotonic() - started
+        return report
+
+    def _update(
+        self, tensors: Mapping[str, torch.Tensor], layout: Layout, names: Iterable[str], report: PublishReport, started: float | None
+    ) -> dict[str, str]:
+        """Broadcast, swap and probe; returns the engines that failed their probe, and why."""
+        waiting = list(names)
+        done: list[tuple[WeightGroup, list[str]]] = []
+        for _ in range(MAX_ROUNDS):
+            if not waiting:
+                break
+            group = self._group_of(waiting, layout, next(iter(tensors.values())).device, report)
+            if group is None:
+                waiting = []
+                break
+            swapped, waiting = self._broadcast_and_swap(group, tensors, report)
+            done.append((group, swapped))
+        for name in waiting:
+            self._drop(report, name, EngineStatus.DIRTY, f"cut off {MAX_ROUNDS} times while version {report.version} was sent")
+        if started is not None:
+            report.update_seconds = time.monotonic() - started
+        before = time.monotonic()
+        differing: dict[str, str] = {}
+        for group, swapped in done:
+            differing |= self._probe_engines(group, swapped, report)
+        report.probe_seconds += time.monotonic() - before
+        return differing
+
+    def _group_of(self, names: list[str], layout: Layout, device: torch.device, report: PublishReport) -> WeightGroup | None:
+        group = self._group
+        if group is not None and not group.broken and group.members.keys() == set(names) and group.layout == layout:
+            return group
+        if group is not None:
+            group.close()
+        started = time.monotonic()
+        self._group, failures = self._groups.form(names, layout, device)
+        for name, error in failures.items():
+            self._drop(report, name, EngineStatus.LOST, str(error))
+        report.form_seconds += time.monotonic() - started
+        return self._group
+
+    def _broadcast_and_swap(
+        self, group: WeightGroup, tensors: Mapping[str, torch.Tensor], report: PublishReport
+    ) -> tuple[list[str], list[str]]:
+        """Engines that swapped, and engines that were cut off through no fault of their own."""
+        staged: dict[str, Future[bool]] = {name: Future() for name in group.members}
+        swaps: dict[str, Future[SwapResult]] = {}
+
+        def begin_swaps(header: UpdateHeader) -> None:
+            order = SwapOrder(attempt=group.attempt, epoch=group.epoch, sequence=header.sequence, version=header.version)
+            for name in group.members:
+                self._book.mark(name, EngineStatus.DIRTY, f"version {header.version} is being swapped in")
+                swaps[name] = self._pool.submit(swap_engine, self._clients[name], order, staged[name], 2 * self._timeout_seconds)
+
+        started = time.monotonic()
+        answers = group.broadcast(tensors, report.version, begin_swaps)
+        report.broadcast_seconds += time.monotonic() - started
+        for name, future in staged.items():
+            future.set_result(answers[name].outcome == "done")
+        dead = set(self._groups.find_dead(name for name, answer in answers.items() if answer.outcome == "cut"))
+        swapped, cut = [], []
+        for name, answer in answers.items():
+            result = swaps[name].result()
+            if result.swapped and not result.error:
+                swapped.append(name)
+                report.paused_seconds[name] = report.paused_seconds.get(name, 0.0) + result.paused_seconds
+            elif answer.outcome == "done":
+                status = EngineStatus.LOST if result.torn else EngineStatus.DIRTY
+                self._drop(report, name, status, result.error, needs_restart=result.torn)
+            elif answer.outcome == "cut" and name not in dead:
+                cut.append(name)
+            else:
+                status = EngineStatus.LOST if name in dead else EngineStatus.DIRTY
+                self._drop(report, name, status, f"version {report.version} did not get there: {answer.message}")
+        return swapped, cut
+
+    def _probe_engines(self, group: WeightGroup, names: list[str], report: PublishReport) -> dict[str, str]:
+        differing: dict[str, str] = {}
+        answers = group.await_settled(names) if names else {}
+        salt = f"probe-{self._attempt}-{group.epoch}-{report.version}"
+        replies, errors = self._groups.call(names, lambda client: self._probe.ask(client, salt))
+        for name, error in errors.items():
+            self._drop(report, name, EngineStatus.LOST, f"no answer to the probe: {error}")
+        for name, reply in replies.items():
+            problem = answers[name].message if answers[name].outcome != "done" else self._judge(reply, report)
+            if problem:
+                differing[name] = problem
+                self._quarantine(name, problem)
+            else:
+                self._book.change(name, EngineState(EngineStatus.CLEAN, version=report.version, epoch=group.epoch))
+        return differing
+
+    def _judge(self, reply: ProbeReply, report: PublishReport) -> str:
+        try:
+            report.probe_gap_max = max(report.probe_gap_max, self._probe.judge(reply, report.version))
+        except ProbeError as error:
+            return str(error)
+        return ""
+
+    def _quarantine(self, name: str, problem: str) -> None:
+        log.error("engine %s is quarantined and its requests are ended: %s", name, problem)
+        self._book.mark(name, EngineStatus.QUARANTINED, problem)
+        try:
+            self._clients[name].abort_all()
+        except EngineError as error:
+            log.warning("%s", error)
+
+    def _drop(self, report: PublishReport, name: str, status: EngineStatus, reason: str, needs_restart: bool = False) -> None:
+        log.warning("engine %s is dropped at version %d: %s", name, report.version, reason)
+        report.dropped[name] = reason
+        self._book.mark(name, status, reason, needs_restart)
+
+    def _watch(self, seconds: float) -> None:
+        while not self._stopping.wait(seconds):
+            try:
+                self.readmit()
+            except Exception:  # the border of the thread: a callback that fails must not end the watch
+                if not self._stopping.is_set():
+                    log.exception("looking after engines failed; it goes on")
+
+    def _look_at(self, name: str) -> None:
+        state = self._book.state(name)
+        try:
+            version = self._clients[name].weight_version(LIVENESS_TIMEOUT_SECONDS)
+        except EngineUnreachableError as error:
+            if state.status is not EngineStatus.LOST:
+                self._book.change(name, EngineState(EngineStatus.LOST, reason=str(error)), expected=state)
+        except EngineError:
+            return  # slow, or wedged: the next update finds out which
+        else:
+            is_new = version == NEVER_UPDATED
+            if state.status is EngineStatus.LOST and (is_new or not state.needs_restart):
+                self._book.change(name, EngineState(EngineStatus.DIRTY, reason="is back, and waits for weights"), expected=state)
+            elif state.status is EngineStatus.CLEAN and version != str(state.version):
+                reason = f"was restarted: it has version {version}, not {state.version}"
+                self._book.change(name, EngineState(EngineStatus.DIRTY, reason=reason), expected=state)
+
+
+def highest_version(engines: Sequence[EngineHandle], timeout_seconds: float = LIVENESS_TIMEOUT_SECONDS) -> int:
+    """Highest version that any reachable engine holds; -1 when none was ever updated. A resumed run starts above it."""
+    highest = -1
+    with open_http(len(engines)) as http, ThreadPoolExecutor(min(128, len(engines) + 1)) as pool:
+        futures = [pool.submit(EngineClient(engine, http, timeout_seconds).weight_version) for engine in engines]
+        for future in futures:
+            try:
+                version = future.result()
+            except EngineError as error:
+                log.warning("cannot ask for its version: %s", error)
+                continue
+            highest = max(highest, int(version)) if version.isdecimal() else highest
+    return highest
+
+
+def _takes_part(state: EngineState) -> bool:
+    return state.status is not EngineStatus.LOST
