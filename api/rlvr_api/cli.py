@@ -108,7 +108,3 @@ def _is_ours(module: str | None) -> bool:
 def _refuse(message: str) -> int:
     print(message, file=sys.stderr)
     return BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,8 @@ FINAL = {
 class Ending:
     """Where a run is going, or has gone."""
 
-    phase: Literal[Phase.COMPLETING, Phase.SUCCEEDED, Phase.SUSPENDING, Phase.SUSPENDED, Phase.FAILED]
+    phase: Phase
+    """Completing, Succeeded, Suspending, Suspended or Failed."""
     reason: Reason
     message: str
 

@@ -8,7 +8,7 @@ Its budget counts attempts in a row that finished no step, so a run of weeks is 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import httpx
@@ -32,7 +32,7 @@ class LearnerKeeper:
 
     Args:
         begin: allots and persists the next attempt number and returns it with what to start.
-        may_start: awaited before each attempt; what the learner cannot do without.
+        may_start: waits, before each attempt, for what the learner cannot do without.
         limit: failed attempts in a row without a finished step.
         silence_seconds: longest time without an answer of its status endpoint.
     """
@@ -40,7 +40,7 @@ class LearnerKeeper:
     def __init__(
         self,
         begin: Callable[[], tuple[int, ChildSpec]],
-        may_start: asyncio.Event,
+        may_start: Callable[[], Awaitable[None]],
         run_marker: str,
         limit: int,
         silence_seconds: float,
@@ -79,7 +79,9 @@ class LearnerKeeper:
             SupersededError: another attempt has committed.
         """
         while not self._stopping:
-            await self._may_start.wait()
+            await self._may_start()
+            if self._stopping:
+                return
             self.attempt, spec = self._begin()
             child = self._child = await start_child(spec, self._run_marker, self.attempt)
             if self._stopping:
