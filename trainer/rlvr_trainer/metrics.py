@@ -134,6 +134,11 @@ class StepMetrics(StoredDocument):
     engines: Count | None = None
     """Engines that sample from the new version."""
 
+    @property
+    def live_share(self) -> float | None:
+        """Share of the groups that carry a gradient."""
+        return self.live_groups / self.groups if self.groups else None
+
 
 def seconds_by_part(step: StepMetrics) -> dict[Part, float]:
     """The step's wall time by the part that it went to.

@@ -1,0 +1,1 @@
+"""What a person reads about a run after the fact: one HTML page, and rollouts in the terminal."""

@@ -1,0 +1,96 @@
+"""Everything the page shows, read once: metrics, evaluations, and a few rollouts.
+
+RunSource -> load_run_data -> RunData
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlvr_api.spec import RLVRJob
+from rlvr_trainer.metrics import EvaluationResult, StepMetrics
+from rlvr_trainer.metrics_log import read_evaluations, read_steps
+from rlvr_trainer.report.records import RolloutView, StepRollouts, load_step, recorded_steps, stages_of
+from rlvr_trainer.report.source import RunSource
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A rollout, and why it is on the page."""
+
+    when: str
+    """`early` or `late`."""
+    why: str
+    """`best`, `worst` or `random`."""
+    view: RolloutView
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run, as far as it has come."""
+
+    job: RLVRJob
+    steps: Sequence[StepMetrics]
+    evaluations: Sequence[EvaluationResult]
+    samples: Sequence[Sample]
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage.rlvr.steps for stage in self.job.spec.stages if stage.rlvr is not None)
+
+    def offsets(self) -> Mapping[int, int]:
+        """What to add to a stage's step numbers so that they count the whole job's steps, by stage index."""
+        found: dict[int, int] = {}
+        before = 0
+        for index, stage in enumerate(self.job.spec.stages):
+            found[index] = before
+            before += stage.rlvr.steps if stage.rlvr is not None else 0
+        return found
+
+    def position(self, record: StepMetrics | EvaluationResult) -> int:
+        """Place of a record on the horizontal axis: optimizer steps of the whole job."""
+        return self.offsets().get(record.stage_index, 0) + record.step
+
+
+def load_run_data(source: RunSource) -> RunData:
+    """Read a run.
+
+    Raises:
+        StorageError: the store cannot be read.
+        MetricsUnreadableError: a metrics record is damaged.
+    """
+    return RunData(source.job, read_steps(source.store), read_evaluations(source.store), tuple(_samples(source)))
+
+
+def choose_samples(when: str, step: StepRollouts, seed: str) -> list[Sample]:
+    """The best, the worst and a random rollout of a step, each from another group where there are enough.
+
+    Among equals the one that the model was surest of is shown: a sure mistake says most. Rollouts that were not judged are not ranked.
+    """
+    judged = [view for view in step.views if view.rollout.reward is not None]
+    if not judged:
+        return []
+    chosen: dict[str, RolloutView] = {}
+    for why, sign in (("best", 1.0), ("worst", -1.0)):
+        unused = _of_other_groups(judged, chosen.values())
+        chosen[why] = max(unused, key=lambda view: (sign * (view.rollout.reward or 0.0), view.logprob_mean))
+    rest = sorted(_of_other_groups(list(step.views), chosen.values()), key=lambda view: (view.group.admission.index, view.sample))
+    chosen["random"] = random.Random(seed).choice(rest)  # noqa: S311 - the same page each time
+    return [Sample(when, why, view) for why, view in chosen.items()]
+
+
+def _samples(source: RunSource) -> list[Sample]:
+    recorded = [(stage, step) for stage in stages_of(source.job) for step in recorded_steps(source.store, stage)]
+    wanted = {"early": recorded[:1], "late": recorded[-1:] if len(recorded) > 1 else []}
+    return [
+        sample
+        for when, places in wanted.items()
+        for stage, step in places
+        for sample in choose_samples(when, load_step(source.store, stage, step), f"{source.job.metadata.name}/{stage.folder}/{step}")
+    ]
+
+
+def _of_other_groups(views: Sequence[RolloutView], used: Iterable[RolloutView]) -> Sequence[RolloutView]:
+    taken = {view.group.admission.index for view in used}
+    return [view for view in views if view.group.admission.index not in taken] or views

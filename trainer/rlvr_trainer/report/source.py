@@ -1,0 +1,111 @@
+"""Finds a local run and opens its object store, starting the embedded S3 server when the run's own is no longer up.
+
+    RUN -> runs/<name>/job.json -> storage.endpoint, or the server over runs/<name>/s3 -> RunSource(job, store)
+
+Not covered: jobs in a cluster that this machine has no run folder of; `open_store` is what they need.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rlvr_api.cli import UserError
+from rlvr_api.embedded_s3 import EmbeddedS3, EmbeddedS3Error, find_running
+from rlvr_api.spec import RLVRJob
+from rlvr_trainer.storage.client import ObjectStore, S3Settings, split_uri
+
+JOB_FILE = "job.json"
+S3_DATA = "s3"
+S3_CONFIG = "s3.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSource:
+    """A run that can be read."""
+
+    job: RLVRJob
+    store: ObjectStore
+    """The job's part of the object store."""
+
+
+@contextmanager
+def open_run(run: str, runs_dir: Path) -> Iterator[RunSource]:
+    """Open a local run by its job's name, or by the path of its folder.
+
+    Raises:
+        UserError: there is no such run, or its store cannot be opened.
+    """
+    folder = find_run(run, runs_dir)
+    job = read_job(folder / JOB_FILE)
+    with ExitStack() as stack:
+        endpoint = job.spec.storage.endpoint
+        if endpoint is None:
+            endpoint = _embedded_endpoint(stack, folder, job)
+        yield RunSource(job, open_store(job, endpoint))
+
+
+def find_run(run: str, runs_dir: Path) -> Path:
+    """The folder of a run.
+
+    Raises:
+        UserError: there is none; the message lists the runs that exist.
+    """
+    for folder in (runs_dir / run, Path(run)):
+        if (folder / JOB_FILE).is_file():
+            return folder
+    found = sorted(path.parent.name for path in runs_dir.glob(f"*/{JOB_FILE}"))
+    known = f"runs there: {', '.join(found)}" if found else "there is none there yet; `rlvr run JOB.yaml` makes one"
+    raise UserError(f"no run '{run}' in {runs_dir}/: {known}")
+
+
+def read_job(path: Path) -> RLVRJob:
+    """The job of a run, as the runtime resolved it.
+
+    Raises:
+        UserError: the file is missing or no job.
+    """
+    try:
+        return RLVRJob.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{path} is not a job that this version knows: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            "use the version that made the run"
+        ) from error
+
+
+def open_store(job: RLVRJob, endpoint: str | None) -> ObjectStore:
+    """The job's part of the store at `endpoint`; credentials are the usual AWS_ variables."""
+    return ObjectStore.open(job.spec.storage.uri, S3Settings(endpoint, job.spec.storage.region), job.metadata.name)
+
+
+def _embedded_endpoint(stack: ExitStack, folder: Path, job: RLVRJob) -> str:
+    if not (folder / S3_CONFIG).is_file():
+        raise UserError(f"{folder} has no {S3_CONFIG}, so the run never started its store; start it with `rlvr run`")
+    try:
+        server = EmbeddedS3(folder / S3_DATA, folder / S3_CONFIG, bucket=split_uri(job.spec.storage.uri)[0])
+        stack.enter_context(_environment(server.environment()))
+        running = find_running(folder / S3_DATA)
+        return running or stack.enter_context(server).endpoint
+    except EmbeddedS3Error as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

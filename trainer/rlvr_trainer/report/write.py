@@ -1,0 +1,40 @@
+"""Reads a run and writes its page: the file is complete or not there."""
+
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rlvr_api.cli import UserError
+from rlvr_trainer.metrics_log import MetricsUnreadableError
+from rlvr_trainer.report.page import render
+from rlvr_trainer.report.run_data import load_run_data
+from rlvr_trainer.report.source import RunSource
+from rlvr_trainer.storage.errors import StorageError
+
+
+def write_report(source: RunSource, output: Path) -> Path:
+    """Write the page of a run to `output` and return its absolute path.
+
+    Raises:
+        UserError: the run cannot be read, or the file not written.
+    """
+    try:
+        page = render(load_run_data(source), datetime.now(UTC))
+    except (StorageError, MetricsUnreadableError) as error:
+        raise UserError(str(error)) from error
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, draft = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                file.write(page)
+            Path(draft).chmod(0o644)
+            Path(draft).replace(output)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}; choose another file with --output") from error
+    return output
