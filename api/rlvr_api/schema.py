@@ -3,8 +3,7 @@
     pydantic's JSON schema -> inline every $ref -> drop what Kubernetes refuses (titles, null types, additionalProperties: false beside
     properties) -> spell draft 2020 the way OpenAPI 3.0 does (exclusive bounds, const) -> attach the CEL rules of `rlvr_api.rules`
 
-Optional members have no default and are simply absent; a default that is a model is written with the fields that were set, and nested
-defaults fill in the rest. What is not covered: recursive models, and unions other than `X | None`.
+Optional members have no default and are simply absent. What is not covered: recursive models, and unions other than `X | None`.
 """
 
 from typing import Any, cast
@@ -23,11 +22,13 @@ KEPT = (
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes a default that is a model as the fields that were set: the schema's own defaults supply the others."""
+    """Writes a default that is a model as the fields that were set: the schema's own defaults supply the others. A model with rules is
+    written whole, since the API server checks a default against its rules before it fills it in."""
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, BaseModel):
-            return dft.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+            whole = type(dft).__name__ in RULES
+            return dft.model_dump(mode="json", by_alias=True, exclude_unset=not whole, exclude_none=True)
         return super().encode_default(dft)
 
 

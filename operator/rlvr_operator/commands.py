@@ -23,7 +23,8 @@ def _validate(arguments: argparse.Namespace) -> int:
         except InvalidJobError as error:
             problems = tuple(map(str, error.problems))
         else:
-            print(f"{file}: valid, job {job.metadata.name}, {len(job.spec.stages)} stages, {len(job.spec.environments)} environments")
+            stages, environments = (", ".join(item.name for item in items) for items in (job.spec.stages, job.spec.environments))
+            print(f"{file}: job {job.metadata.name} is valid (stages: {stages}; environments: {environments})")
             continue
         code = BAD_INPUT
         for problem in problems:

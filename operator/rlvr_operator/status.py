@@ -81,6 +81,14 @@ def _phase(seen: Observation) -> Phase:
 
 
 def _conditions(seen: Observation, now: datetime) -> Iterator[Condition]:
+    invalid = seen.ending is not None and seen.ending.reason is Reason.INVALID_SPEC
+    yield Condition(
+        type=ConditionType.ACCEPTED,
+        status="False" if invalid else "True",
+        reason=Reason.INVALID_SPEC if invalid else Reason.VALID,
+        message=" ".join(seen.ending.message.split()) if invalid and seen.ending is not None else "",
+        last_transition_time=now,
+    )
     over = seen.ending is not None and seen.ending.phase in FINAL
     for role in seen.roles:
         yield _readiness(role, over, now)
