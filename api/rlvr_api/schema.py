@@ -6,10 +6,12 @@
 Optional members have no default and are simply absent. What is not covered: recursive models, and unions other than `X | None`.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core.core_schema import WithDefaultSchema
 
 from rlvr_api.rules import LIST_KEYS, RULES, SET_LISTS, Rule
 
@@ -24,6 +26,10 @@ KEPT = (
 class _Generator(GenerateJsonSchema):
     """Writes a default that is a model as the fields that were set: the schema's own defaults supply the others. A model with rules is
     written whole, since the API server checks a default against its rules before it fills it in."""
+
+    def get_default_value(self, schema: WithDefaultSchema) -> Any:
+        factory = schema.get("default_factory")
+        return super().get_default_value(schema) if factory is None else cast(Callable[[], Any], factory)()
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, BaseModel):

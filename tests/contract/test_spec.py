@@ -1,0 +1,124 @@
+"""What a job may say: the cases that the models refuse and, by the same rules in CEL, the API server (tests/cluster)."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from rlvr_api.loading import InvalidJobError, load_job
+from rlvr_api.spec import RLVRJob
+
+ROOT = Path(__file__).parents[2]
+VALID = {
+    "apiVersion": "rlvr.dev/v1alpha1",
+    "kind": "RLVRJob",
+    "metadata": {"name": "job"},
+    "spec": {
+        "model": {"uri": "file:///models/base", "maxModelLen": 128},
+        "environments": [{"name": "sums", "arithmetic": {}}],
+        "sampling": {"maxTokens": 8},
+        "stages": [{"name": "climb", "rlvr": {"steps": 4}}],
+    },
+}
+
+REFUSED = {
+    "two environments of one name": ("spec.environments", [{"name": "a", "arithmetic": {}}, {"name": "a", "arithmetic": {}}], "twice"),
+    "two stages of one name": ("spec.stages", [{"name": "a", "rlvr": {"steps": 1}}, {"name": "a", "rlvr": {"steps": 1}}], "twice"),
+    "an environment of no kind": ("spec.environments.0", {"name": "a"}, "exactly one of"),
+    "an environment of two kinds": ("spec.environments.0.math", {"dataset": "file:///d"}, "exactly one of"),
+    "a stage of no kind": ("spec.stages.0", {"name": "a"}, "exactly one of"),
+    "two algorithms": ("spec.stages.0.rlvr.algorithm", {"grpo": {}, "dppoTv": {}}, "exactly one of"),
+    "no correction kind": ("spec.offPolicy", {"correction": {}}, "exactly one of"),
+    "levels that end before they start": ("spec.environments.0.levels", {"start": 2, "maximum": 1}, "below start"),
+    "a dataset with levels": (
+        "spec.environments.0",
+        {"name": "m", "math": {"dataset": "file:///d"}, "levels": {"maximum": 2}},
+        "a math dataset has one level",
+    ),
+    "an instruction without the problem": ("spec.environments.0.arithmetic", {"instruction": "Say a number."}, "{problem}"),
+    "an operation twice": ("spec.environments.0.arithmetic", {"operations": ["+", "+"]}, "twice"),
+    "a group of one": ("spec.stages.0.rlvr.groupSize", 1, "at least 2"),
+    "ordered and resampled": (
+        "spec.stages.0.rlvr",
+        {"steps": 1, "ordered": True, "zeroVariance": "resample"},
+        "ordered allows no discards",
+    ),
+    "ordered and asynchronous": ("spec.stages.0.rlvr.ordered", True, "maxStaleness 0"),
+    "more tensor parallelism than GPUs": ("spec.rollouts", {"tensorParallel": 2, "gpusPerReplica": 1}, "tensorParallel"),
+    "a drop limit below the staleness limit": ("spec.offPolicy", {"maxStaleness": 4, "dropBeyond": 3}, "dropBeyond"),
+    "no room for a prompt": ("spec.sampling.maxTokens", 128, "no room for a prompt"),
+    "two weights against the sampler": ("spec.stages.0.rlvr.algorithm", {"dppoTv": {}}, "already weighs by the sampler"),
+    "no weight against the sampler": ("spec.offPolicy", {"correction": {"none": {}}}, "as if they were fresh"),
+    "a name that is no label": ("metadata.name", "Job_1", "of the form"),
+    "a name that leaves no room": ("metadata.name", "a" * 41, "40 characters"),
+    "an unknown field": ("spec.rollouts", {"replica": 2}, "did you mean 'replicas'?"),
+    "text for a number": ("spec.stages.0.rlvr.steps", "4", "a whole number"),
+    "a bucket in capitals": ("spec.storage", {"uri": "s3://Runs"}, "of the form"),
+}
+"""Name of the case: where the valid job is changed, to what, and part of the message."""
+
+NOT_IN_CEL = {
+    "an engine argument of the plan": ("spec.rollouts", {"engineArgs": {"port": 1}}, "engineArgs may not set port"),
+    "an engine argument past the plan": ("spec.rollouts", {"engineArgs": {"served_model_name": "x"}}, "served_model_name"),
+    "an engine argument without a value": ("spec.rollouts", {"engineArgs": {"max-num-seqs": None}}, "no value"),
+}
+
+ACCEPTED = {
+    "as it is": ("metadata.name", "job"),
+    "dppo without correction": (
+        "spec",
+        {
+            **VALID["spec"],
+            "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": {"dppoTv": {}}}}],
+            "offPolicy": {"correction": {"none": {}}},
+        },
+    ),
+    "grpo in step without correction": ("spec.offPolicy", {"maxStaleness": 0, "correction": {"none": {}}}),
+    "a dataset": ("spec.environments.0", {"name": "m", "math": {"dataset": "file:///d"}}),
+    "GPUs": ("spec.rollouts", {"gpusPerReplica": 4, "tensorParallel": 4, "engineArgs": {"max-num-seqs": 8}}),
+    "no engines": ("spec.rollouts.replicas", 0),
+    "the longest name": ("metadata.name", "a" * 40),
+}
+
+
+def changed(path, value):
+    job = copy.deepcopy(VALID)
+    node = job
+    *parents, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    for step in parents:
+        node = node[step] if isinstance(step, int) else node.setdefault(step, {})
+    node[last] = value
+    return job
+
+
+@pytest.mark.parametrize("case", [*REFUSED, *NOT_IN_CEL])
+def test_refuses_with_the_way_out(case):
+    path, value, part = {**REFUSED, **NOT_IN_CEL}[case]
+    with pytest.raises(InvalidJobError) as refused:
+        load_job(json.dumps(changed(path, value)).encode())
+    assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepts(case):
+    assert load_job(json.dumps(changed(*ACCEPTED[case])).encode()).kind == "RLVRJob"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
+def test_examples_are_valid_and_survive_the_round_trip(file):
+    """What is written to `job.json` is what every process reads."""
+    job = load_job(file.read_bytes())
+    assert RLVRJob.model_validate_json(job.model_dump_json(by_alias=True)) == job
+    assert load_job(job.model_dump_json(by_alias=True).encode()) == job
+
+
+def test_numbers_and_words_mean_what_kubectl_makes_of_them(tmp_path):
+    text = json.dumps(VALID).replace('"steps": 4', '"steps": 4, "optimizer": {"learningRate": 1e-6}')
+    assert load_job(text.encode()).spec.stages[0].rlvr.optimizer.learning_rate == 1e-6
+    file = tmp_path / "job.yaml"
+    named_on = changed("spec.environments.0.name", "on")
+    YAML().dump(named_on, file)
+    assert "name: on" in file.read_text()
+    assert load_job(file.read_bytes()).spec.environments[0].name == "on"
