@@ -224,13 +224,18 @@ class Crashes(RuleBasedStateMachine):
     def discard(self, choice):
         self.learner.discard(choice)
 
-    @rule()
-    def consume(self):
+    @rule(more=st.integers(0, 2))
+    def consume(self, more):
+        self._prepare(more)
         self._survive(self.learner.consume)
 
-    @rule(keep_last=st.integers(1, 3))
-    def checkpoint(self, keep_last):
+    @rule(keep_last=st.integers(1, 3), discards=st.integers(0, 2), kill=st.booleans())
+    def checkpoint(self, keep_last, discards, kill):
+        for _ in range(discards):
+            self.learner.discard(0)
         self._survive(lambda: self.learner.checkpoint(keep_last))
+        if kill:
+            self.kill()
 
     @rule(requests=st.integers(0, 12), after_effect=st.booleans())
     def light_a_fuse(self, requests, after_effect):
@@ -247,11 +252,19 @@ class Crashes(RuleBasedStateMachine):
         self.zombies.append(self.learner)
         self._take_over()
 
-    @rule()
-    def take_over_in_the_middle_of_a_commit(self):
-        """The new attempt claims, reads and resumes between the old one's check and its conditional write."""
+    @rule(successor_commits=st.booleans())
+    def take_over_in_the_middle_of_a_commit(self, successor_commits):
+        """The new attempt claims, resumes and perhaps commits between the old one's check and its conditional write."""
         old = self.learner
-        old.client.before_commit = self._take_over
+        self._prepare(1)
+
+        def interrupt():
+            self._take_over()
+            if successor_commits:
+                self._prepare(0)
+                self.learner.consume()
+
+        old.client.before_commit = interrupt
         try:
             old.consume()
             old.checkpoint(2)
@@ -322,6 +335,13 @@ class Crashes(RuleBasedStateMachine):
             assert self.learner.log.head.step == last + 1 == latest_manifest(self.reader, STAGE).step
             self.checkpoints_and_learner_hold_what_the_records_say()
 
+    def _prepare(self, more):
+        """Enough finished groups for a batch, and some admissions beyond."""
+        for _ in range(BATCH + more):
+            self.learner.admit()
+        for choice in range(BATCH):
+            self.learner.finish(choice)
+
     def _survive(self, act):
         """A supervisor: whatever ends the learner, the next attempt goes on."""
         try:
@@ -335,7 +355,7 @@ class Crashes(RuleBasedStateMachine):
 
 
 TestCrashes = Crashes.TestCase
-TestCrashes.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestCrashes.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def test_a_lost_answer_is_no_conflict():
