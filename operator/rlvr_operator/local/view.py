@@ -20,8 +20,8 @@ from rlvr_api.conditions import Phase
 from rlvr_api.process import Role
 from rlvr_api.status import Progress, RLVRJobStatus
 
-BAR_WIDTH = 40
-SHARE_WIDTH = 30
+BAR_WIDTH = 36
+SHARE_WIDTH = 24
 SHARE_STYLES = {"generate": "cyan", "verify": "magenta", "train": "green", "sync": "yellow", "idle": "bright_black"}
 PHASE_STYLES = {Phase.RUNNING: "bold green", Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.RECOVERING: "bold yellow"}
 
@@ -106,18 +106,30 @@ def step_line(progress: Progress) -> str:
 
 def measures(progress: Progress) -> list[tuple[str, str]]:
     """Names and values of what is known now, in the order in which they are shown."""
-    values = (
-        ("reward", progress.reward, ".3f"),
-        ("pass", progress.pass_rate, ".3f"),
-        ("held-out", progress.held_out_pass_rate, ".3f"),
+    return [*quality(progress), *pace(progress)]
+
+
+def quality(progress: Progress) -> list[tuple[str, str]]:
+    """How well the model does."""
+    levels = ", ".join(f"{environment} {level}" for environment, level in sorted(progress.level.items()))
+    shown = _known(
+        ("reward", progress.reward, ".3f"), ("pass", progress.pass_rate, ".3f"), ("held-out", progress.held_out_pass_rate, ".3f")
+    )
+    return [*shown, *([("level", levels)] if levels else [])]
+
+
+def pace(progress: Progress) -> list[tuple[str, str]]:
+    """How the run goes."""
+    return _known(
         ("tokens/s", progress.tokens_per_second, ".0f"),
         ("staleness", progress.staleness, ".2f"),
-        ("weights v", progress.weight_version, "d"),
+        ("weights", progress.weight_version, "d"),
         ("checkpoint", progress.checkpoint_step, "d"),
     )
-    shown = [(name, format(value, form)) for name, value, form in values if value is not None]
-    levels = ", ".join(f"{environment} {level}" for environment, level in sorted(progress.level.items()))
-    return [*shown, *([("level", levels)] if levels else [])]
+
+
+def _known(*values: tuple[str, float | None, str]) -> list[tuple[str, str]]:
+    return [(name, format(value, form)) for name, value, form in values if value is not None]
 
 
 def panel(job_name: str, status: RLVRJobStatus, elapsed_seconds: float) -> Panel:
@@ -138,9 +150,10 @@ def _progress_rows(progress: Progress) -> list[RenderableType]:
     eta = Text("" if progress.eta_seconds is None else f"ETA {duration(progress.eta_seconds)}", style="bright_black")
     drawn = ProgressBar(total=max(1, progress.steps), completed=progress.step, width=BAR_WIDTH)
     bar.add_row(stage, drawn, Text(f"{progress.step}/{progress.steps}"), eta)
-    numbers = Table.grid(padding=(0, 2))
-    numbers.add_row(*(Text.assemble((f"{name} ", "bright_black"), (value, "bold")) for name, value in measures(progress)))
-    rows: list[RenderableType] = [bar, numbers]
+    rows: list[RenderableType] = [bar]
+    for numbers in (quality(progress), pace(progress)):
+        pairs = [Text.assemble((f"{name} ", "bright_black"), (value, "bold")) for name, value in numbers]
+        rows += [Text("   ").join(pairs)] if pairs else []
     if progress.wait_shares is not None:
         rows.append(_shares_row(progress))
     if progress.message:
@@ -149,7 +162,7 @@ def _progress_rows(progress: Progress) -> list[RenderableType]:
 
 
 def _shares_row(progress: Progress) -> Text:
-    row = Text("learner's time ", style="bright_black")
+    row = Text("time ", style="bright_black")
     shares = {part: getattr(progress.wait_shares, part) for part in SHARE_STYLES}
     for part, share in shares.items():
         row.append("█" * round(SHARE_WIDTH * share), style=SHARE_STYLES[part])
