@@ -4,7 +4,8 @@
     local_fakes.py process ROLE PORT CONTROL_DIR             one fake
 
 The learner's committed step is CONTROL_DIR/step; its attempts are lines of CONTROL_DIR/attempts. A file CONTROL_DIR/<name>.exit makes a
-process end at once with the code and the message in it; CONTROL_DIR/<name>.wedged makes it stop answering.
+process end at once with the code and the message in it; CONTROL_DIR/learner.hold keeps the learner from stepping, and
+CONTROL_DIR/learner.stubborn from stopping.
 """
 
 import http.server
@@ -14,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,12 +45,9 @@ def drive(job_file: Path, runs_dir: Path, control: Path) -> int:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    name = ""
     control = Path()
 
     def do_GET(self):
-        while (self.control / f"{self.name}.wedged").exists():
-            time.sleep(0.05)
         body = json.dumps(progress(self.control)).encode() if self.path == "/status" else b"{}"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -86,7 +83,7 @@ def process(name: str, port: int, control: Path) -> int:
     if name.startswith("rollout"):  # like vLLM's engine core: a child in a session of its own, that ignores polite requests
         script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    Handler.name, Handler.control = name, control
+    Handler.control = control
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (control / f"{name}.pid").write_text(str(os.getpid()))
@@ -95,7 +92,8 @@ def process(name: str, port: int, control: Path) -> int:
 
 def learn(control: Path) -> int:
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stubborn = (control / "learner.stubborn").exists()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else lambda *_: stopped.set())
     with (control / "attempts").open("a") as file:
         file.write(os.environ["FAKE_ATTEMPT"] + "\n")
     while committed(control) < STEPS:

@@ -131,10 +131,25 @@ def test_every_changeable_path_exists():
 
 def progress(step):
     return Progress(
-        stage="climb", stage_index=0, stages=1, step=step, steps=9, reward=0.25, pass_rate=0.25, held_out_pass_rate=0.5,
-        level={"sums": 1}, tokens_per_second=120.4, staleness=0.5, weight_version=step, checkpoint_step=0, eta_seconds=75,
-        wait_shares=WaitShares(generate=0.75, train=0.25), bottleneck="generate", message="collecting [bold]groups[/bold]", last_updated=NOW,
-    )  # fmt: skip
+        stage="climb",
+        stage_index=0,
+        stages=1,
+        step=step,
+        steps=9,
+        reward=0.25,
+        pass_rate=0.25,
+        held_out_pass_rate=0.5,
+        level={"sums": 1},
+        tokens_per_second=120.4,
+        staleness=0.5,
+        weight_version=step,
+        checkpoint_step=0,
+        eta_seconds=75,
+        wait_shares=WaitShares(generate=0.75, train=0.25),
+        bottleneck="generate",
+        message="collecting [bold]groups[/bold]",
+        last_updated=NOW,
+    )
 
 
 def test_plain_view_prints_each_step_once():
