@@ -14,10 +14,12 @@ from html import escape
 from itertools import pairwise
 from typing import Literal
 
-from rlvr_trainer.report.axes import Point, duration, number, padded, thinned, ticks
+from rlvr_trainer.report.axes import Point, chunks, duration, number, padded, thinned, ticks
 
-MAX_POINTS = 240
+MAX_POINTS = 180
 """Of one line: more than that cannot be told apart at the width of a page."""
+MAX_DOTS = 60
+"""Points that are drawn as dots; more of them would hide the line, and error bars one another."""
 CHARACTER_WIDTH = 6.4
 """Of an axis label at 11 px, generously."""
 
@@ -184,21 +186,23 @@ def _draw(frame: Frame, line: Line, y_format: Format) -> str:
     if line.kind == "step":
         pixels = [pixels[0], *(corner for (_, y), (x, y_next) in pairwise(pixels) for corner in ((x, y), (x, y_next)))]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
-    dots = "".join(
-        f'<circle class="dot c{line.colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{2.6 if len(points) <= 60 else 0.1}"/>'
+    dots = "".join(f'<circle class="dot c{line.colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6"/>' for x, y in points)
+    hits = "".join(
         f'<circle class="hit" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="7"><title>{_title(line, x, y, y_format)}</title></circle>'
         for x, y in points
     )
-    return f'<path class="line c{line.colour}" d="{path}"/>{dots}'
+    return f'<path class="line c{line.colour}" d="{path}"/>{dots if len(points) <= MAX_DOTS else ""}{hits}'
 
 
 def _diamonds(frame: Frame, line: Line, y_format: Format) -> str:
     parts = []
-    if len(line.points) > 1:
-        path = "M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in line.points)
+    measured = list(zip(line.points, line.errors or (None,) * len(line.points), strict=True))
+    if len(measured) > MAX_DOTS:  # every n-th, and the last: a mean of evaluations would be none of them
+        measured = [part[-1] for part in (measured[:1], *chunks(measured[1:], MAX_DOTS - 1))]
+    if len(measured) > 1:
+        path = "M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for (x, y), _ in measured)
         parts.append(f'<path class="line thin c{line.colour}" d="{path}"/>')
-    errors = line.errors or (None,) * len(line.points)
-    for (x, y), error in zip(line.points, errors, strict=True):
+    for (x, y), error in measured:
         column, row = frame.x(x), frame.y(y)
         title = _title(line, x, y, y_format)
         if error:

@@ -13,7 +13,7 @@ from rlvr_api.status import Part
 from rlvr_trainer.intervals import t_quantile
 from rlvr_trainer.metrics import EvaluationCell, StepMetrics, seconds_by_part
 from rlvr_trainer.report.axes import chunks, number, percent
-from rlvr_trainer.report.charts import NARROW, SMALL, WIDE, Line, Mark, Size, line_chart, stacked_bars
+from rlvr_trainer.report.charts import MAX_POINTS, NARROW, SMALL, WIDE, Line, Mark, Size, line_chart, stacked_bars
 from rlvr_trainer.report.run_data import RunData
 
 FLAT = (Size(760, 130), Size(400, 130))
@@ -75,6 +75,8 @@ def time_figures(data: RunData) -> list[Figure]:
         "Height is the wall time from one optimizer step to the next. The parts do not overlap: generation that goes on while the learner "
     )
     text += "trains is not in them, only the waiting for it."
+    if len(steps) > MAX_BARS:
+        text += f" Each bar is the mean of about {round(len(steps) / MAX_BARS)} steps."
     label = "The learner's seconds a step, by part"
     wide, narrow = (stacked_bars(bars, PARTS, label=label, size=size) for size in (WIDE, NARROW))
     found = [Figure("Time by step", text, wide, narrow)]
@@ -97,6 +99,8 @@ def _learning(data: RunData) -> Figure:
         lines.append(Line("training mean reward", reward.points, 2))
     else:
         text += " Here every pass has reward 1, so the mean reward is the pass rate."
+    if len(data.steps) > MAX_POINTS:
+        text += f" Each point of a line, here and below, is the mean of about {round(len(data.steps) / MAX_POINTS)} steps."
     points = [(data.position(result), rate) for result in data.evaluations if (rate := result.pass_rate()) is not None]
     if points:
         errors = [_half_interval(result.standard_error(), _tasks(result.cells)) for result in data.evaluations if result.cells]

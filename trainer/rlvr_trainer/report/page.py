@@ -16,6 +16,7 @@ from markupsafe import Markup
 from pydantic import JsonValue
 
 from rlvr_api.cli import DISTRIBUTION
+from rlvr_api.conditions import ConditionType, Phase
 from rlvr_trainer.metrics import EvaluationResult, StepMetrics, paired_difference
 from rlvr_trainer.report.axes import duration, number, percent
 from rlvr_trainer.report.figures import PART_WORDS, PARTS, bottleneck, cell_name, diagnostic_figures, learning_figures, time_figures
@@ -55,6 +56,8 @@ def render(data: RunData, generated: datetime) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         job=data.job,
+        state=run_state(data),
+        failure=failure(data),
         facts=list(key_facts(data)),
         changes=changes(data.evaluations),
         headline=headline(data.evaluations),
@@ -70,6 +73,25 @@ def render(data: RunData, generated: datetime) -> str:
         generated=generated.strftime("%Y-%m-%d %H:%M UTC"),
         version=version(DISTRIBUTION),
     )
+
+
+def run_state(data: RunData) -> tuple[str, str]:
+    """How far the run is, in words, and the colour class of that."""
+    progress = f"{len(data.steps)} of {data.planned_steps} steps"
+    if len(data.steps) >= data.planned_steps:
+        return "complete", "up"
+    phase = data.status.phase if data.status is not None else None
+    if phase is Phase.FAILED:
+        return f"failed at {progress}", "down"
+    if phase in (Phase.SUSPENDED, Phase.SUSPENDING):
+        return f"stopped at {progress}", "unclear"
+    return progress, "unclear"
+
+
+def failure(data: RunData) -> str:
+    """Why the run failed, in the runtime's words; empty when it did not."""
+    conditions = data.status.conditions if data.status is not None else ()
+    return next((item.message for item in conditions if item.type is ConditionType.FAILED and item.status == "True"), "")
 
 
 def key_facts(data: RunData) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlvr_api.spec import RLVRJob
+from rlvr_api.status import RLVRJobStatus
 from rlvr_trainer.metrics import EvaluationResult, StepMetrics
 from rlvr_trainer.metrics_log import read_evaluations, read_steps
 from rlvr_trainer.report.records import RolloutView, StepRollouts, load_step, recorded_steps, stages_of
@@ -33,6 +34,7 @@ class RunData:
     steps: Sequence[StepMetrics]
     evaluations: Sequence[EvaluationResult]
     samples: Sequence[Sample]
+    status: RLVRJobStatus | None = None
 
     @property
     def planned_steps(self) -> int:
@@ -60,7 +62,7 @@ def load_run_data(source: RunSource) -> RunData:
         StorageError: the store cannot be read.
         MetricsUnreadableError: a metrics record is damaged.
     """
-    return RunData(source.job, read_steps(source.store), read_evaluations(source.store), tuple(_samples(source)))
+    return RunData(source.job, read_steps(source.store), read_evaluations(source.store), tuple(_samples(source)), source.status)
 
 
 def choose_samples(when: str, step: StepRollouts, seed: str) -> list[Sample]:

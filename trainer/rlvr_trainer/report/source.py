@@ -2,7 +2,7 @@
 
     RUN -> runs/<name>/job.json -> storage.endpoint, or the server over runs/<name>/s3 -> RunSource(job, store)
 
-Not covered: jobs in a cluster that this machine has no run folder of; `open_store` is what they need.
+Not covered: jobs in a cluster, which have no run folder on this machine.
 """
 
 import os
@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from rlvr_api.cli import UserError
 from rlvr_api.embedded_s3 import EmbeddedS3, EmbeddedS3Error, find_running
 from rlvr_api.spec import RLVRJob
+from rlvr_api.status import RLVRJobStatus
 from rlvr_trainer.storage.client import ObjectStore, S3Settings, split_uri
 
 JOB_FILE = "job.json"
+STATUS_FILE = "status.json"
 S3_DATA = "s3"
 S3_CONFIG = "s3.json"
 
@@ -30,6 +32,8 @@ class RunSource:
     job: RLVRJob
     store: ObjectStore
     """The job's part of the object store."""
+    status: RLVRJobStatus | None = None
+    """What the runtime last wrote about it; None when it wrote nothing."""
 
 
 @contextmanager
@@ -45,7 +49,9 @@ def open_run(run: str, runs_dir: Path) -> Iterator[RunSource]:
         endpoint = job.spec.storage.endpoint
         if endpoint is None:
             endpoint = _embedded_endpoint(stack, folder, job)
-        yield RunSource(job, open_store(job, endpoint))
+        settings = S3Settings(endpoint, job.spec.storage.region)
+        store = ObjectStore.open(job.spec.storage.uri, settings, job.metadata.name)
+        yield RunSource(job, store, read_status(folder / STATUS_FILE))
 
 
 def find_run(run: str, runs_dir: Path) -> Path:
@@ -80,9 +86,12 @@ def read_job(path: Path) -> RLVRJob:
         ) from error
 
 
-def open_store(job: RLVRJob, endpoint: str | None) -> ObjectStore:
-    """The job's part of the store at `endpoint`; credentials are the usual AWS_ variables."""
-    return ObjectStore.open(job.spec.storage.uri, S3Settings(endpoint, job.spec.storage.region), job.metadata.name)
+def read_status(path: Path) -> RLVRJobStatus | None:
+    """The status that the runtime wrote; None when there is none, or not of this version: a report is worth having without it."""
+    try:
+        return RLVRJobStatus.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _embedded_endpoint(stack: ExitStack, folder: Path, job: RLVRJob) -> str:

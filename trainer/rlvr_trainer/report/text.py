@@ -6,12 +6,9 @@ the template.
 
 import unicodedata
 
-CONTROL_PICTURES = 0x2400
-"""U+2400 ␀ is the picture of U+0000, and so on up to U+2420."""
-
 
 def visible(text: str) -> str:
-    """`text` with control characters as pictures (␛) and format characters as their code points; line feed and tab stay."""
+    """`text` with control and format characters as their code points, for example ⟨U+001B⟩; line feed and tab stay."""
     return "".join(map(_visible_character, text))
 
 
@@ -27,10 +24,5 @@ def shortened(text: str, limit_characters: int) -> str:
 def _visible_character(character: str) -> str:
     if character in "\n\t" or character.isprintable():
         return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(CONTROL_PICTURES + code)
-    if code == 0x7F:
-        return "␡"
     # Format characters reorder or hide text, and lone surrogates cannot be encoded at all; spaces of all kinds are harmless.
-    return character if unicodedata.category(character) == "Zs" else f"⟨U+{code:04X}⟩"
+    return character if unicodedata.category(character) == "Zs" else f"⟨U+{ord(character):04X}⟩"
