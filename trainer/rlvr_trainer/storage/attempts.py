@@ -19,7 +19,7 @@ import os
 import uuid
 from datetime import UTC, datetime
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, ValidationError
 
 from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.documents import Count, StoredDocument
@@ -74,8 +74,7 @@ def claim_attempt(store: ObjectStore, attempt: int) -> AttemptClaim:
         store.put_if_absent(attempt_key(attempt), document.to_bytes())
     except AlreadyExistsError as error:
         raise SupersededError(
-            f"attempt {attempt} of {store.uri()} is claimed already: {error.content.decode(errors='replace')}; "
-            f"start with attempt {attempt + 1} or higher"
+            f"attempt {attempt} of {store.uri()} is claimed already{_by(error.content)}; start with attempt {attempt + 1} or higher"
         ) from error
     claim.check()
     return claim
@@ -84,6 +83,14 @@ def claim_attempt(store: ObjectStore, attempt: int) -> AttemptClaim:
 def newest_attempt(store: ObjectStore) -> int:
     """Highest attempt that was ever claimed; 0 when none was."""
     return max(_claimed(store), default=0)
+
+
+def _by(content: bytes) -> str:
+    try:
+        other = ClaimDocument.model_validate_json(content)
+    except ValidationError:
+        return ""
+    return f" by process {other.process} on {other.host} at {other.time.isoformat(timespec='seconds')}"
 
 
 def _claimed(store: ObjectStore, after: str = "") -> list[int]:
