@@ -144,7 +144,7 @@ class LearnerKeeper:
             raise SupersededError(last_line or "a newer attempt of this job has committed; look for another run of it on the same storage")
         advanced = self._first_step is not None and self.progress is not None and self.progress.step > self._first_step
         self.failures = 1 if advanced else self.failures + 1
-        story = f"learner: attempt {self.attempt} {why or 'ended ' + ending(code)}" + (f": {last_line}" if last_line else "")
+        story = f"learner: attempt {self.attempt} {why or 'ended ' + ending(code, last_line)}"
         if self.failures > self._limit:
             raise BudgetExhaustedError(
                 f"{story} ({self.failures} attempts in a row finished no step; failurePolicy.maxLearnerRestarts is {self._limit}; "

@@ -135,7 +135,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets another runtime have the folder."""
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> Self:
         return self

@@ -151,6 +151,9 @@ class LocalRuntime:
         await asyncio.gather(*(service.stop(SERVICE_GRACE_SECONDS) for service in parts.services.values()))
         if ending.phase is Phase.SUSPENDED:
             ending = self._suspended(ending, code)
+        if ending.phase is Phase.SUCCEEDED:  # what the report says of the run
+            self._ending = ending
+            self._publish()
         if self._signals < 2 and parts.learner.was_ready.is_set():
             await self._write_report()
         if parts.s3 is not None:

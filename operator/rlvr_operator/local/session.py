@@ -42,12 +42,7 @@ def run_job_file(file: Path, runs_dir: Path, plain: bool) -> int:
             return 0
         folder.write_job(job)
         site = Site(job, folder, _provide_model(job, folder), marker=str(uuid.uuid4()))
-        with open_view(job.metadata.name, plain) as view:
-            try:
-                ending = asyncio.run(LocalRuntime(site, view).run())
-            except EmbeddedS3Error as error:
-                raise UserError(str(error)) from None
-        return _conclude(ending, folder)
+        return _conclude(_supervise(site, plain), folder)
 
 
 def read_job_file(file: Path) -> RLVRJob:
@@ -86,6 +81,17 @@ def _provide_model(job: RLVRJob, folder: RunFolder) -> str:
     print(f"fetching {uri} into {folder.model_dir} ...", flush=True)
     download_model(uri, job.spec.storage, folder.model_dir)
     return str(folder.model_dir)
+
+
+def _supervise(site: Site, plain: bool) -> Ending:
+    with open_view(site.job.metadata.name, plain) as view:
+        try:
+            return asyncio.run(LocalRuntime(site, view).run())
+        except EmbeddedS3Error as error:
+            raise UserError(str(error)) from None
+        except OSError as error:  # a full disk; everything has been stopped
+            message = f"{error.filename or site.folder.path}: {error.strerror}; make room, and the same command goes on"
+            return Ending(Phase.FAILED, Reason.RUNTIME_FAILED, message)
 
 
 def _conclude(ending: Ending, folder: RunFolder) -> int:

@@ -8,6 +8,7 @@ Engines, the verifier service and the S3 server are kept by a `Supervisor` each;
 
 import asyncio
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,9 +209,7 @@ class Supervisor:
         self.last_termination = Termination(exit_code=code, message=last_line, time=datetime.now(UTC))
         if code == ExitCode.BAD_INPUT and not self.was_ready.is_set():
             raise BadInputError(f"{name}: {last_line or 'exit code 2 without a word'}")
-        story = f"{why}, and was killed" if why else f"ended {ending(code)}"
-        if last_line:
-            story += f": {last_line}"
+        story = f"{why}, and was killed" if why else f"ended {ending(code, last_line)}"
         ready_seconds = None if self._ready_since is None else time.monotonic() - self._ready_since
         if not self._streak.record(ready_seconds):
             raise BudgetExhaustedError(
@@ -223,6 +222,9 @@ class Supervisor:
         await asyncio.sleep(delay)
 
 
-def ending(code: int) -> str:
-    """How a process ended, in words."""
-    return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+def ending(code: int, last_line: str) -> str:
+    """How a process ended, in words; a process that was killed had no last words."""
+    if code == -signal.SIGKILL:
+        return "by signal 9"
+    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    return f"{how}: {last_line}" if last_line else how
