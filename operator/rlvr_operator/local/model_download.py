@@ -23,7 +23,7 @@ def download_model(uri: str, storage: Storage, destination: Path) -> int:
     prefix = prefix.rstrip("/") + "/"
     config = Config(connect_timeout=10, read_timeout=60, retries={"max_attempts": 4, "mode": "standard"})
     try:
-        client = boto3.client("s3", endpoint_url=storage.endpoint, region_name=storage.region, config=config)
+        client = boto3.Session().client("s3", endpoint_url=storage.endpoint, region_name=storage.region, config=config)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         sizes = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", ()) if not item["Key"].endswith("/")}
         if not sizes:

@@ -148,7 +148,7 @@ def _storage_problems(job: RLVRJob) -> Iterator[Problem]:
     bucket = storage.uri.removeprefix("s3://").partition("/")[0]
     config = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
     try:
-        client = boto3.client("s3", endpoint_url=storage.endpoint, region_name=storage.region, config=config)
+        client = boto3.Session().client("s3", endpoint_url=storage.endpoint, region_name=storage.region, config=config)
         client.head_bucket(Bucket=bucket)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))

@@ -25,6 +25,9 @@ SHARE_WIDTH = 24
 SHARE_STYLES = {"generate": "cyan", "verify": "magenta", "train": "green", "sync": "yellow", "idle": "bright_black"}
 PHASE_STYLES = {Phase.RUNNING: "bold green", Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.RECOVERING: "bold yellow"}
 
+OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED)
+"""Phases in which no process is expected."""
+
 
 class View(Protocol):
     """Where a run is shown."""
@@ -140,7 +143,8 @@ def panel(job_name: str, status: RLVRJobStatus, elapsed_seconds: float) -> Panel
     body: list[RenderableType] = []
     if status.progress is not None:
         body += _progress_rows(status.progress)
-    body += [_roles_row(status)]
+    if status.phase not in OVER:
+        body.append(_roles_row(status))
     return Panel(Group(*body), title=title, title_align="left", subtitle=duration(elapsed_seconds), subtitle_align="right")
 
 
