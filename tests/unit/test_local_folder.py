@@ -75,3 +75,8 @@ def test_credentials_reach_those_who_use_the_store_alone(folder):
 def test_no_gpu_is_given_twice():
     allotted = allot_gpus([workload(Role.ROLLOUT, 2), workload(Role.VERIFIER), workload(Role.LEARNER, 1)])
     assert {name: list(gpus) for name, gpus in allotted.items()} == {"rollout-0": [0, 1], "verifier-0": [], "learner": [2]}
+
+
+def test_gpus_are_counted_among_those_that_the_person_allows(folder):
+    spec = child_spec(workload(Role.ROLLOUT, 2), folder, {"CUDA_VISIBLE_DEVICES": "4,GPU-abc,6"}, {}, range(1, 3))
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "GPU-abc,6"

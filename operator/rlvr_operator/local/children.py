@@ -32,11 +32,13 @@ def child_spec(
     """
     keep = workload.needs_storage
     inherited = {key: value for key, value in environ.items() if keep or not key.startswith(CREDENTIAL_PREFIX)}
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     env = {
         **inherited,
         "NO_PROXY": ",".join(filter(None, (environ.get("NO_PROXY"), LOOPBACK))),
         "no_proxy": ",".join(filter(None, (environ.get("no_proxy"), LOOPBACK))),
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+        # Indices count among the GPUs that the person allows, which may be named by number or by UUID.
+        "CUDA_VISIBLE_DEVICES": ",".join(visible[gpu] if "CUDA_VISIBLE_DEVICES" in environ else str(gpu) for gpu in gpus),
         **workload.env,
         **(secrets if keep else {}),
     }

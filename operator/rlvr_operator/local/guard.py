@@ -4,6 +4,7 @@ killed, another takes its place. Both at once leaves the direct children to the 
 import asyncio
 import subprocess
 import sys
+from contextlib import suppress
 
 from rlvr_operator.local import reaper
 
@@ -32,9 +33,10 @@ class Guard:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def close(self) -> None:
-        """Lets the reaper sweep once more and end; returns when no process of the run is left."""
+        """Lets the reaper sweep once more and end; returns when no process of the run is left, or none that can be killed."""
         self._release()
-        await asyncio.to_thread(self._process.wait, END_SECONDS)
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; the next run sweeps again
+            await asyncio.to_thread(self._process.wait, END_SECONDS)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -6,6 +6,7 @@ code 2 and one line.
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -55,14 +56,16 @@ def find_problems(job: RLVRJob, runs_dir: Path) -> tuple[Problem, ...]:
 
 
 def count_gpus() -> int:
-    """GPUs that the NVIDIA driver lists; 0 without a driver."""
+    """GPUs that the NVIDIA driver lists and CUDA_VISIBLE_DEVICES allows; 0 without a driver."""
     if (command := shutil.which("nvidia-smi")) is None:
         return 0
     try:
         listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if allowed is None else min(count, len([name for name in allowed.split(",") if name.strip()]))
 
 
 def _absolute(uri: str, base_dir: Path) -> str:
