@@ -145,6 +145,18 @@ def test_parts_carry_their_digests_and_the_whole_has_one():
     assert [part["PartNumber"] for part in client.calls[-1][1]["MultipartUpload"]["Parts"]] == [1, 2]
 
 
+def test_a_completion_whose_answer_was_lost_counts_when_the_object_is_there():
+    def send(*answers):
+        client = ScriptedClient({"UploadId": "u"}, {"ETag": "1"}, {"ETag": "2"}, answer("NoSuchUpload", 404), *answers)
+        return Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1)).send("a", [b"abc"])
+
+    assert send({"ContentLength": 3})[0] == 3
+    with pytest.raises(ClientError, match="NoSuchUpload"):
+        send({"ContentLength": 2}, {})
+    with pytest.raises(ClientError, match="404"):
+        send(answer("404", 404), {})
+
+
 def test_a_stream_beyond_the_limit_of_parts_is_refused(monkeypatch):
     monkeypatch.setattr(upload_module, "MAX_PARTS", 2)
     client = ScriptedClient({"UploadId": "u"}, {"ETag": "1"}, {"ETag": "2"}, {})

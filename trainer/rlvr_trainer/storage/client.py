@@ -59,8 +59,9 @@ class S3Settings:
     """Longest wait for a connection."""
     read_timeout_seconds: float = 60.0
     """Longest silence while an answer is awaited."""
-    max_attempts: int = 4
-    """Tries of one request, the first included, with exponential back-off."""
+    max_attempts: int = 8
+    """Tries of one request, the first included, with exponential back-off: half a minute in all, in which a store can be restarted. A
+    preflight wants 2, since a wrong address does not mend itself."""
 
 
 @dataclass(frozen=True, slots=True)

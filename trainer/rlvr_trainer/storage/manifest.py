@@ -1,6 +1,6 @@
 """What makes a checkpoint: the document that binds its blobs, and the learner's state that is no tensor."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
 
@@ -22,7 +22,7 @@ class CheckpointState(StoredDocument):
     """Digest of the step's record (`RecordLog.head.sha256`), so that a checkpoint cannot be joined to other records."""
     model: str
     """Where the model's configuration and tokenizer come from."""
-    scalars: Annotated[dict[str, JsonValue], Field(default_factory=dict)]
+    scalars: dict[str, JsonValue] = Field(default_factory=dict)
     """Optimizer, scheduler and whatever else is no tensor. Generator states are tensors (uint8)."""
     cursor: Count
     """Next index to admit."""

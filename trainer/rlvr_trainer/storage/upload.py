@@ -9,12 +9,14 @@ leaves behind is an unfinished multipart upload, which no reader sees; `checkpoi
 import base64
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
+
+from rlvr_trainer.storage.errors import error_code
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -77,7 +79,7 @@ class Uploader:
                     if number > self._settings.concurrency:
                         sent[number - 1 - self._settings.concurrency].result()
                 completed = [future.result() for future in sent]
-            self._client.complete_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": completed})
+            self._complete(key, upload, completed, size)
         except BaseException:
             self._abort(key, upload)
             raise
@@ -89,6 +91,14 @@ class Uploader:
             Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=part, ChecksumSHA256=checksum
         )
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    def _complete(self, key: str, upload: str, parts: Sequence["CompletedPartTypeDef"], size: int) -> None:
+        try:
+            self._client.complete_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+        except ClientError as error:
+            # A repeated request whose first answer was lost finds the upload completed, hence gone.
+            if error_code(error) != "NoSuchUpload" or self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"] != size:
+                raise
 
     def _abort(self, key: str, upload: str) -> None:
         try:
