@@ -53,7 +53,7 @@ def render(data: RunData, generated: datetime) -> str:
     environment.filters.update(visible=visible, shown=lambda text: visible(shortened(text, SAMPLE_CHARACTERS)), svg=Markup)
     environment.filters.update(number=number, percent=percent, duration=duration)
     timing = bottleneck(data.steps)
-    return environment.get_template("report.html.j2").render(
+    page: str = environment.get_template("report.html.j2").render(
         data=data,
         job=data.job,
         state=run_state(data),
@@ -73,6 +73,7 @@ def render(data: RunData, generated: datetime) -> str:
         generated=generated.strftime("%Y-%m-%d %H:%M UTC"),
         version=version(DISTRIBUTION),
     )
+    return page.lstrip()
 
 
 def run_state(data: RunData) -> tuple[str, str]:
