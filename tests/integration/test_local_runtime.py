@@ -298,6 +298,24 @@ def test_a_dead_reaper_is_replaced():
     assert asyncio.run(scenario()) == -signal.SIGKILL
 
 
+def test_shared_memory_of_a_killed_process_is_freed(tmp_path):
+    """vLLM's engine core and its workers talk through it; only Python's resource tracker knows its name."""
+    script = (
+        "from multiprocessing import shared_memory; import pathlib, sys, time; "
+        "memory = shared_memory.SharedMemory(create=True, size=1 << 20); pathlib.Path(sys.argv[1]).write_text(memory.name); time.sleep(60)"
+    )
+    name = tmp_path / "name"
+    env = {**os.environ, MARKER_VARIABLE: "test-memory/x/1/"}
+    with subprocess.Popen([sys.executable, "-c", script, str(name)], env=env) as process:
+        until(lambda: name.exists() and name.read_text() != "")
+        segment = Path("/dev/shm", name.read_text())
+        assert segment.exists()
+        process.kill()
+        process.wait(10)
+        assert sweep("test-memory/") == []
+    assert not segment.exists()
+
+
 def test_a_reserved_port_is_nobody_elses_and_the_server_may_listen_on_it_twice():
     with PortReservation() as ports:
         port = ports.reserve()

@@ -4,7 +4,10 @@
 
 Every process of a run inherits `RLVR_RUN_MARKER=<run>/<process>/<start>` in its environment, which its own children inherit in turn, so
 those that start new sessions or outlive their parents (vLLM's engine cores, worker pools) are found too. `SPT_NOENV` keeps setproctitle
-from writing over the environment. What is not covered: a process that clears its environment before it forks.
+from writing over the environment. Python's resource trackers are spared for a moment: once those that they serve are dead they unlink
+the shared memory that would otherwise stay in /dev/shm, hundreds of megabytes for each killed engine.
+
+What is not covered: a process that clears its environment before it forks.
 """
 
 import os
@@ -16,6 +19,8 @@ from collections.abc import Sequence
 MARKER_VARIABLE = "RLVR_RUN_MARKER"
 SWEEP_SECONDS = 30.0
 PAUSE_SECONDS = 0.05
+TRACKER = b"multiprocessing.resource_tracker"
+TRACKER_SECONDS = 3.0
 CLEAN_PASSES = 2
 """Passes in a row that must find nothing: a fork may hide behind the pass that looked at its parent."""
 
@@ -39,18 +44,32 @@ def marked_processes(marker: str) -> list[int]:
 
 def sweep(marker: str, timeout_seconds: float = SWEEP_SECONDS) -> list[int]:
     """Kills every process whose marker begins with `marker`, until none is left; returns those that outlived the time-out."""
-    deadline, clean = time.monotonic() + timeout_seconds, 0
+    started, clean = time.monotonic(), 0
     while True:
         left = marked_processes(marker)
+        passed = time.monotonic() - started
         clean = 0 if left else clean + 1
-        if clean == CLEAN_PASSES or time.monotonic() > deadline:
+        if clean == CLEAN_PASSES or passed > timeout_seconds:
             return left
         for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            if passed > TRACKER_SECONDS or not _is_tracker(pid):
+                _kill(pid)
         time.sleep(PAUSE_SECONDS)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return TRACKER in file.read()
+    except OSError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def main(arguments: Sequence[str]) -> int:
