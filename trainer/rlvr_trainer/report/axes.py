@@ -28,14 +28,14 @@ def ticks(low: float, high: float, wanted: int = 5, whole: bool = False) -> list
         step = max(1.0, round(step))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def padded(values: Sequence[float], floor: float | None = None) -> tuple[float, float]:
     """A range that holds all values with some air above, starting at `floor` when that is given; never empty."""
     low = min(values) if floor is None else min(floor, *values)
     high = max(values)
-    if high - low < 1e-12 * max(1.0, abs(high)):
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # flat; small values that differ are not
         high = low + (abs(low) * 0.1 or 1.0)
     air = (high - low) * 0.06
     return (low if floor is not None else low - air), high + air
