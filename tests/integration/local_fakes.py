@@ -72,6 +72,13 @@ def committed(control):
     return int(file.read_text()) if file.exists() else 0
 
 
+def put(file: Path, text: str) -> None:
+    """Writes at once: the test reads these files at any moment, and kills the writer at any other."""
+    draft = file.with_name(f".{file.name}")
+    draft.write_text(text)
+    draft.replace(file)
+
+
 def process(name: str, port: int, control: Path) -> int:
     order = control / f"{name}.exit"
     if order.exists():
@@ -79,14 +86,14 @@ def process(name: str, port: int, control: Path) -> int:
         print("warming up", flush=True)
         print(message, file=sys.stderr, flush=True)
         return int(code)
-    (control / f"{name}.env").write_text(json.dumps(dict(os.environ)))
+    put(control / f"{name}.env", json.dumps(dict(os.environ)))
     if name.startswith("rollout"):  # like vLLM's engine core: a child in a session of its own, that ignores polite requests
         script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     Handler.control = control
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    (control / f"{name}.pid").write_text(str(os.getpid()))
+    put(control / f"{name}.pid", str(os.getpid()))
     return learn(control) if name == "learner" else signal.pause() or 0
 
 
@@ -99,10 +106,8 @@ def learn(control: Path) -> int:
     while committed(control) < STEPS:
         if stopped.wait(STEP_SECONDS):
             return 75
-        draft = control / ".step"
         if not (control / "learner.hold").exists():
-            draft.write_text(str(committed(control) + 1))
-            draft.replace(control / "step")
+            put(control / "step", str(committed(control) + 1))
     return 0
 
 
