@@ -115,7 +115,7 @@ def test_any_process_may_be_killed_and_the_run_goes_on(run):
     until(lambda: s3_pid(run) not in (None, store))
     assert run.attempts() == ["1"], "losing a service must not restart the learner"
     # Each engine keeps one stubborn child in a session of its own; those of the dead engine are gone.
-    assert len(marked_processes(f"{run.marker()}rollout-1/")) == 2
+    until(lambda: len(marked_processes(f"{run.marker()}rollout-1/")) == 2)
     killed(run, "learner")
     until(lambda: run.attempts() == ["1", "2"])
     (run.control / "learner.hold").unlink()
@@ -136,7 +136,7 @@ def test_nothing_outlives_a_killed_runtime_and_the_next_run_goes_on(run):
     process = run.start()
     until(lambda: run.attempts() == ["1"])
     marker = run.marker()
-    assert len(marked_processes(marker)) == 6
+    until(lambda: len(marked_processes(marker)) == 6)  # four, and a child of each engine
     process.kill()
     until(lambda: marked_processes(marker) == [], seconds=10)
     (run.control / "learner.hold").unlink()
