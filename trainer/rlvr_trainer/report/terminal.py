@@ -119,8 +119,8 @@ def _record(view: RolloutView) -> dict[str, JsonValue]:
     }
 
 
-def _steps(count: int) -> str:
-    return f"{count} step{'' if count == 1 else 's'}"
+def _count(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _some(indices: Sequence[int]) -> str:
