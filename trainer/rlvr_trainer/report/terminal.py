@@ -81,9 +81,8 @@ def _panel(view: RolloutView) -> Panel:
     verdict, rollout = view.rollout.verdict, view.rollout
     colour = COLOURS[verdict.status]
     score = "" if verdict.score is None else f"  score {number(verdict.score)}"
-    facts = (
-        f"{len(rollout.token_ids)} tokens, mean log-prob {number(view.logprob_mean)}, weights {view.versions}, {_steps(view.staleness)} old"
-    )
+    facts = f"{_count(len(rollout.token_ids), 'token')}, mean log-prob {number(view.logprob_mean)}, weights {view.versions}"
+    facts = f"{facts}, {_count(view.staleness, 'step')} old"
     if rollout.finish_reason == "length":
         facts = f"{facts}, truncated"
     body = Text(visible(shortened(rollout.text, SHOWN_CHARACTERS)) or "(empty)", style="" if rollout.text else "italic")
