@@ -43,15 +43,10 @@ def test_ticks_of_tiny_values_are_apart():
     assert padded([1e-14, 3e-14], floor=0.0) == (0.0, pytest.approx(3.18e-14))
 
 
-def test_shares_and_durations():
-    assert [percent(0.154), percent(0.1546, 1), percent(-0.02)] == ["15 %", "15.5 %", "−2 %"]
-    assert [duration(0.042), duration(59), duration(60), duration(250), duration(7500)] == [
-        "0.042 s",
-        "59 s",
-        "1 min",
-        "4 min 10 s",
-        "2 h 5 min",
-    ]
+def test_shares_and_durations_do_not_break_from_their_units():
+    assert [percent(0.154), percent(0.1546, 1), percent(-0.02)] == ["15\u00a0%", "15.5\u00a0%", "−2\u00a0%"]
+    shown = [duration(seconds).replace("\u00a0", "_") for seconds in (0.042, 59, 60, 250, 7500)]
+    assert shown == ["0.042_s", "59_s", "1_min", "4_min_10_s", "2_h_5_min"]
 
 
 @given(st.lists(FINITE, min_size=1), st.sampled_from([None, 0.0]))

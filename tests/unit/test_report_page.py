@@ -101,7 +101,7 @@ def test_headline_is_the_paired_difference_of_the_first_and_last_evaluation(memo
     first, last = evaluations[0], evaluations[-1]
     found = headline(evaluations)
     assert found.tasks == 60
-    assert found.before == f"{first.pass_rate() * 100:.1f} %"
+    assert found.before == f"{first.pass_rate() * 100:.1f}\u00a0%"
     assert found.change == f"{(last.pass_rate() - first.pass_rate()) * 100:+.1f}"
     assert found.verdict == "up"
     assert [change.name for change in changes(evaluations)] == ["sums, level 0", "sums, level 1"]
@@ -178,7 +178,14 @@ def test_verdict_counts_add_up():
         invalid=3, timeouts=1, tokens_trained=9,
     )  # fmt: skip
     rows = dict(verdict_rows([step, step]))
-    assert [cells[0] for cells in rows.values()] == ["14", "3 (21.4 %)", "5 (35.7 %)", "3 (21.4 %)", "1 (7.1 %)", "2 (14.3 %)"]
+    assert [cells[0].replace("\u00a0", " ") for cells in rows.values()] == [
+        "14",
+        "3 (21.4 %)",
+        "5 (35.7 %)",
+        "3 (21.4 %)",
+        "1 (7.1 %)",
+        "2 (14.3 %)",
+    ]
     assert rows["rollouts"] == ["14", "14", "28"]
     assert verdict_rows([]) == []
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 Point = tuple[float, float]
 """x and y in data units."""
 
+NO_BREAK = "\u00a0"
+"""Between a number and its unit."""
 ItemT = TypeVar("ItemT")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -74,15 +76,15 @@ def number(value: float) -> str:
 
 def percent(value: float, digits: int = 0) -> str:
     """A share as per cent."""
-    return f"{value * 100:.{digits}f} %".replace("-", "−")
+    return f"{value * 100:.{digits}f}{NO_BREAK}%".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
     """A time span for people: `0.42 s`, `12.3 s`, `4 min 10 s`, `2 h 5 min`."""
     if seconds < 60:
-        return f"{number(seconds)} s"
+        return f"{number(seconds)}{NO_BREAK}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+        return f"{minutes} min {rest} s".replace(" ", NO_BREAK) if rest else f"{minutes}{NO_BREAK}min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours} h {minutes} min".replace(" ", NO_BREAK) if minutes else f"{hours}{NO_BREAK}h"
