@@ -1,0 +1,135 @@
+"""What a step's batch looked like: rewards, ages and lengths of all completions, and off-policy numbers of the trained tokens.
+
+    groups -> BatchStatistics, token_ages          micro-batches -> TokenSums.add, on the device -> TokenStatistics, read once
+
+Per token, d = lp_old − lp_inf is the trainer's log-prob minus the sampler's, and w = exp(d). From tokens of the sampler,
+k1 = mean(−d) and k3 = mean(w − 1 − d) estimate KL(sampler ‖ trainer); both are unbiased, k3 is never negative and varies less
+(joschu.net/blog/kl-approx.html). The effective sample size is (Σw)² / Σw² over the number of tokens (Kong 1992).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlvr_api.wire import VerdictStatus
+from rlvr_trainer.algorithms.base import LossInputs, LossOutput
+from rlvr_trainer.correction import importance_weights
+from rlvr_trainer.rollout import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """Of all completions of a step. None where there is nothing to average."""
+
+    reward_mean: float | None
+    """Over the judged completions."""
+    pass_rate: float | None
+    """Share of `pass` among the judged completions."""
+    masked: int
+    """Completions that were not judged."""
+    completion_tokens_mean: float | None
+    truncated_share: float | None
+    """Share of completions that ended at the length limit."""
+    staleness_mean: float | None
+    """Over tokens: optimizer steps between the weights that sampled a token and those that learn from it."""
+    staleness_max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatistics:
+    """Of the trained tokens; see the module's docstring."""
+
+    tokens: int
+    mismatch_k1: float
+    """Nats."""
+    mismatch_k3: float
+    """Nats."""
+    mismatch_max: float
+    """Largest |d|, nats."""
+    ess: float
+    """In (0, 1]."""
+    clip_fraction: float
+    """Share of tokens that the trust region cut off."""
+    entropy: float
+    """Mean, nats."""
+
+
+def describe_batch(groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> BatchStatistics:
+    """Statistics of a batch that is learned from with the weights after optimizer step `current_step`.
+
+    Args:
+        step_of: optimizer step after which a weight version was published; raises for one that never was.
+
+    Raises:
+        ValueError: a token's weights are newer than `current_step`, or spans do not cover their completion.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    passed = sum(rollout.verdict.status is VerdictStatus.PASS for rollout in rollouts)
+    tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    ages = token_ages(groups, current_step, step_of)
+    return BatchStatistics(
+        reward_mean=math.fsum(rewards) / len(rewards) if rewards else None,
+        pass_rate=passed / len(rewards) if rewards else None,
+        masked=len(rollouts) - len(rewards),
+        completion_tokens_mean=tokens / len(rollouts) if rollouts else None,
+        truncated_share=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts) if rollouts else None,
+        staleness_mean=sum(age * count for age, count in ages.items()) / tokens if tokens else None,
+        staleness_max=max(ages, default=None),
+    )
+
+
+def token_ages(groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> dict[int, int]:
+    """How many tokens have each age in optimizer steps. Raises as `describe_batch`."""
+    ages: dict[int, int] = {}
+    for group in groups:
+        for number, rollout in enumerate(group.rollouts):
+            end = 0
+            for span in rollout.spans:
+                age = current_step - step_of(span.version)
+                if age < 0 or span.start != end or span.end < span.start:
+                    raise ValueError(
+                        f"completion {number} of group {group.admission.index} has {span} after token {end}, and the policy is that of "
+                        f"step {current_step}: spans must follow each other, and no version may be newer"
+                    )
+                end = span.end
+                ages[age] = ages.get(age, 0) + span.end - span.start
+            if end != len(rollout.token_ids):
+                raise ValueError(
+                    f"completion {number} of group {group.admission.index} has {len(rollout.token_ids)} tokens, and its spans cover {end}"
+                )
+    return {age: count for age, count in ages.items() if count}
+
+
+class TokenSums:
+    """Sums over micro-batches, float64 on the device; nothing waits for the device until `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(7, dtype=torch.float64, device=device)
+        self._largest = torch.zeros((), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, inputs: LossInputs, output: LossOutput, entropies: Tensor) -> None:
+        """Add a micro-batch of N tokens; `entropies` is [N]."""
+        gaps = (inputs.old_logprobs - inputs.sampler_logprobs).double()
+        weights = importance_weights(inputs.old_logprobs, inputs.sampler_logprobs).double()
+        ones, k3 = torch.ones_like(gaps), gaps.expm1() - gaps
+        per_token = torch.stack((ones, -gaps, k3, weights, weights.square(), entropies.double())).sum(1)
+        self._sums += torch.cat((per_token, output.cut_tokens.double()[None]))
+        self._largest = torch.maximum(self._largest, gaps.abs().amax())
+
+    def read(self) -> TokenStatistics:
+        """The statistics; at least one token must have been added."""
+        count, k1, k3, weight, square, entropy, cut = self._sums.tolist()
+        return TokenStatistics(
+            tokens=round(count),
+            mismatch_k1=k1 / count,
+            mismatch_k3=k3 / count,
+            mismatch_max=float(self._largest),
+            ess=weight * weight / square / count if square > 0 else 0.0,
+            clip_fraction=cut / count,
+            entropy=entropy / count,
+        )

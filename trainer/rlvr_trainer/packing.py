@@ -1,0 +1,163 @@
+"""Micro-batches without padding, in which a group's prompt is computed once.
+
+    groups with advantages -> trees -> plan_micro_batches (token budget) -> pack -> tensors for one forward pass
+
+A tree is laid out as its prompt and then the completions one after the other, each at the positions that follow the prompt. The prompt's
+last token predicts the first token of every completion, and a completion's last token predicts nothing, so it is not fed to the model.
+Logits are wanted at `logit_rows` only, each row once, although a prompt's last row serves all its completions.
+
+Not covered: splitting one group over micro-batches; a group larger than the budget makes a micro-batch of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlvr_trainer.tree_attention import PROMPT, AttentionPlan, Run, plan_attention
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One completion that is trained on."""
+
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    """As long as `token_ids`."""
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A prompt and the completions of it that are trained on."""
+
+    index: int
+    """Place of the group in the step's batch."""
+    prompt_ids: tuple[int, ...]
+    branches: tuple[Branch, ...]
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that are fed to the model."""
+        return len(self.prompt_ids) + sum(max(0, len(branch.token_ids) - 1) for branch in self.branches)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Completion tokens."""
+        return sum(len(branch.token_ids) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One micro-batch of T tokens fed, U logit rows and N completion tokens. Integers are int64."""
+
+    token_ids: Tensor
+    """[T]."""
+    position_ids: Tensor
+    """[T], each token's position within its own sequence."""
+    attention: AttentionPlan
+    logit_rows: Tensor
+    """[U], ascending indices into T of the tokens whose logits are wanted."""
+    token_rows: Tensor
+    """[N], index into U of the row that predicts each completion token."""
+    targets: Tensor
+    """[N], the completion tokens, tree by tree and branch by branch."""
+    sampler_logprobs: Tensor
+    """[N], float32."""
+    advantages: Tensor
+    """[N], float32; that of the completion."""
+    trees: tuple[int, ...]
+    """`Tree.index` of the trees inside."""
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The batch on `device`."""
+        return PackedBatch(
+            self.token_ids.to(device), self.position_ids.to(device), self.attention.to(device), self.logit_rows.to(device),
+            self.token_rows.to(device), self.targets.to(device), self.sampler_logprobs.to(device), self.advantages.to(device), self.trees,
+        )  # fmt: skip
+
+
+def plan_micro_batches(trees: Sequence[Tree], tokens_per_micro_batch: int) -> list[list[Tree]]:
+    """First-fit decreasing by tokens: at most 11/9 of the fewest micro-batches possible, plus one (Johnson 1973).
+
+    Deterministic. A tree beyond the budget is alone. Micro-batches and the trees in them are in the order of the step's batch.
+    """
+    bins: list[tuple[int, list[Tree]]] = []
+    for tree in sorted(trees, key=lambda tree: (-tree.forward_tokens, tree.index)):
+        size = tree.forward_tokens
+        for number, (used, members) in enumerate(bins):
+            if used + size <= tokens_per_micro_batch:
+                members.append(tree)
+                bins[number] = (used + size, members)
+                break
+        else:
+            bins.append((size, [tree]))
+    ordered = [sorted(members, key=lambda tree: tree.index) for _, members in bins]
+    return sorted(ordered, key=lambda members: members[0].index)
+
+
+def pack(trees: Sequence[Tree], block_tokens: int) -> PackedBatch:
+    """The tensors of one micro-batch, on the CPU.
+
+    Args:
+        trees: at least one, with at least one completion token among them.
+        block_tokens: for `plan_attention`.
+
+    Raises:
+        ValueError: a prompt is empty, or a completion has not as many log-probs as tokens.
+    """
+    layout = _Layout()
+    for tree in trees:
+        layout.add(tree)
+    return PackedBatch(
+        token_ids=torch.tensor(layout.token_ids),
+        position_ids=torch.cat([torch.arange(run.start, run.start + run.length) for runs in layout.runs for run in runs]),
+        attention=plan_attention(layout.runs, block_tokens),
+        logit_rows=torch.tensor(layout.logit_rows),
+        token_rows=torch.tensor(layout.token_rows),
+        targets=torch.tensor(layout.targets),
+        sampler_logprobs=torch.tensor(layout.sampler_logprobs, dtype=torch.float32),
+        advantages=torch.tensor(layout.advantages, dtype=torch.float32),
+        trees=tuple(tree.index for tree in trees),
+    )
+
+
+class _Layout:
+    """Grows token by token."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.runs: list[list[Run]] = []
+        self.logit_rows: list[int] = []
+        self.token_rows: list[int] = []
+        self.targets: list[int] = []
+        self.sampler_logprobs: list[float] = []
+        self.advantages: list[float] = []
+
+    def add(self, tree: Tree) -> None:
+        if not tree.prompt_ids:
+            raise ValueError(f"group {tree.index} of the batch has an empty prompt: nothing predicts the first token")
+        self.runs.append([Run(tree.index, PROMPT, 0, len(tree.prompt_ids))])
+        self.token_ids += tree.prompt_ids
+        root = len(self.logit_rows)
+        if tree.trained_tokens:
+            self.logit_rows.append(len(self.token_ids) - 1)
+        for number, branch in enumerate(tree.branches):
+            if len(branch.sampler_logprobs) != len(branch.token_ids):
+                counts = f"{len(branch.token_ids)} tokens and {len(branch.sampler_logprobs)} log-probs"
+                raise ValueError(f"completion {number} of group {tree.index} of the batch has {counts}; each token needs its own")
+            self._add_branch(tree, number, branch, root)
+
+    def _add_branch(self, tree: Tree, number: int, branch: Branch, root: int) -> None:
+        fed = branch.token_ids[:-1]
+        rows = range(len(self.logit_rows), len(self.logit_rows) + len(fed))
+        if fed:
+            self.runs[-1].append(Run(tree.index, number, len(tree.prompt_ids), len(fed)))
+        if branch.token_ids:
+            self.token_rows += (root, *rows)
+        self.logit_rows += range(len(self.token_ids), len(self.token_ids) + len(fed))
+        self.token_ids += fed
+        self.targets += branch.token_ids
+        self.sampler_logprobs += branch.sampler_logprobs
+        self.advantages += [branch.advantage] * len(branch.token_ids)

@@ -1,0 +1,201 @@
+"""The policy: a causal language model with float32 master weights, and the log-probs of completions under it.
+
+    Hugging Face folder -> Policy.load -> completion_logprobs(packed batch), differentiable
+                                       -> engine_named_tensors() for the engines, sequence_logprobs() for the probe of what they compute
+
+The model is called with the attention of `tree_attention`, with `use_cache=False`, and with logits at the rows that predict completion
+tokens only. A packed call with the default cache or an all-ones mask gives log-probs that are wrong by nats without any error, so nothing
+but this module calls the model, and `load` compares trees with the model's own attention on single sequences.
+
+Not covered: LoRA, sharding over processes, models whose final logits are soft-capped.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from transformers import AutoModelForCausalLM
+
+from rlvr_api.spec import Dtype, RLVRJobSpec
+from rlvr_trainer import tree_attention
+from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack
+from rlvr_trainer.token_logprobs import TokenScores, score_tokens
+
+PREFIX = "model/"
+"""Of weights among a checkpoint's tensors."""
+BLOCK_TOKENS_CPU = 128
+BLOCK_TOKENS_GPU = 1024
+"""Attention blocks: on a CPU small ones save arithmetic, on a GPU large ones save kernel launches."""
+SELF_CHECK_TOLERANCE = 1e-3
+"""Nats; float32 rounding is far below, and an ignored attention plan far above."""
+
+
+class Policy:
+    """The model that is trained.
+
+    Args:
+        model: float32, on its device, with `tree_attention` as its attention.
+        compute_dtype: of forward and backward; weights stay float32.
+        gradient_checkpointing: recompute activations in the backward pass.
+    """
+
+    def __init__(self, model: nn.Module, compute_dtype: torch.dtype = torch.float32, *, gradient_checkpointing: bool = False) -> None:
+        self._model = model
+        self._compute_dtype = compute_dtype
+        self.device = next(model.parameters()).device
+        self.block_tokens = BLOCK_TOKENS_CPU if self.device.type == "cpu" else BLOCK_TOKENS_GPU
+        _silence_dropout(model)
+        model.train()  # without this, gradient checkpointing does nothing
+        if gradient_checkpointing:
+            enable: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @classmethod
+    def load(cls, folder: Path, spec: RLVRJobSpec) -> "Policy":
+        """Load the model of a Hugging Face folder, and check that it computes trees as it computes sequences.
+
+        Raises:
+            OSError: the folder or a file in it is missing.
+            ValueError: it is no causal language model, not one that can be trained on trees, or there is no GPU and `learner.gpus` is 1.
+        """
+        tree_attention.register()
+        device = _device(spec.learner.gpus)
+        with _no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation=tree_attention.NAME, local_files_only=True
+            )
+        if getattr(model.config, "final_logit_softcapping", None) is not None:
+            raise ValueError("its final logits are soft-capped, which the learner does not support: take another model")
+        policy = cls(
+            model.to(device),
+            getattr(torch, spec.precision.learner_compute),
+            gradient_checkpointing=spec.learner.gradient_checkpointing,
+        )
+        policy._check_trees(spec.model.max_model_len)
+        return policy
+
+    def completion_logprobs(self, batch: PackedBatch, temperature: float) -> TokenScores:
+        """Log-prob of each of the batch's N completion tokens, and the entropy it was drawn from.
+
+        Args:
+            batch: on the policy's device.
+            temperature: divides the logits.
+
+        Returns:
+            Both float32 (float64 for a float64 model), [N]; the log-probs are differentiable.
+        """
+        with torch.autocast(self.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+            logits = self._model(**_arguments(batch)).logits
+        return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, temperature)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable weights by the names of the model's state dict, each storage once: a tied `lm_head.weight` is left out."""
+        return dict(self._model.named_parameters())
+
+    def engine_named_tensors(self) -> dict[str, Tensor]:
+        """The weights to publish, float32, on the policy's device: no copies, so they change with the next step."""
+        return {name: parameter.detach() for name, parameter in self.parameters().items()}
+
+    def sequence_logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], cast_dtype: Dtype) -> list[float]:
+        """Log-probs of one completion at temperature 1, with weights and compute in `cast_dtype`, as an engine of that dtype has them."""
+        branch = Branch(tuple(completion_ids), (0.0,) * len(completion_ids))
+        batch = pack([Tree(0, tuple(prompt_ids), (branch,))], self.block_tokens).to(self.device)
+        dtype = getattr(torch, cast_dtype)
+        weights = {name: tensor.to(dtype) for name, tensor in self.engine_named_tensors().items()}
+        with torch.no_grad():
+            logits = torch.func.functional_call(self._model, weights, kwargs=_arguments(batch)).logits
+            return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, 1.0).logprobs.tolist()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights as a checkpoint names them."""
+        return {PREFIX + name: tensor for name, tensor in self.engine_named_tensors().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights out of a checkpoint's tensors; others are ignored.
+
+        Raises:
+            ValueError: the weights of another model; none is changed.
+        """
+        parameters = self.parameters()
+        found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        differing = sorted(found.keys() ^ parameters.keys()) or sorted(n for n, p in parameters.items() if found[n].shape != p.shape)
+        if differing:
+            raise ValueError(
+                f"the checkpoint's weights are not those of spec.model.uri: '{differing[0]}' and {len(differing) - 1} more differ; "
+                "give the job that the checkpoint is from, or another name"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(found[name])
+
+    def _check_trees(self, max_model_len: int) -> None:
+        prompt, branches = (3, 1, 2), ((1, 3, 2), (2, 2, 1, 3))
+        tree = Tree(0, prompt, tuple(Branch(tokens, (0.0,) * len(tokens)) for tokens in branches))
+        batch = pack([tree], self.block_tokens).to(self.device)
+        arguments = _arguments(batch)
+        arguments["attention_plan"] = tree_attention.AttentionPlan(batch.attention.blocks, max_model_len)
+        with torch.no_grad():
+            logits = self._model(**arguments).logits.squeeze(0)
+            found = score_tokens(logits, batch.token_rows, batch.targets, 1.0).logprobs
+            wanted = torch.cat([self._plain_logprobs(prompt, tokens) for tokens in branches])
+        gap = float((found - wanted).abs().max())
+        if not gap <= SELF_CHECK_TOLERANCE:
+            raise ValueError(
+                f"its log-probs on a tree of completions differ by {gap:.3g} nats from those on single sequences, so "
+                "some of its layers are not plain attention; take a model whose layers all are"
+            )
+
+    def _plain_logprobs(self, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
+        """By the model's own attention, one sequence without a cache."""
+        ids = torch.tensor([*prompt, *completion], device=self.device)
+        switch: Callable[[str], None] = self._model.set_attn_implementation  # type: ignore[assignment]
+        switch("sdpa")
+        try:
+            logits = self._model(input_ids=ids[None], use_cache=False).logits[0]
+        finally:
+            switch(tree_attention.NAME)
+        rows = log_softmax(logits[len(prompt) - 1 : -1].float(), -1)
+        return rows.gather(1, ids[len(prompt) :, None])[:, 0]
+
+
+def _arguments(batch: PackedBatch) -> dict[str, object]:
+    return {
+        "input_ids": batch.token_ids[None],
+        "position_ids": batch.position_ids[None],
+        "attention_plan": batch.attention,
+        "logits_to_keep": batch.logit_rows,
+        "use_cache": False,
+    }
+
+
+def _device(gpus: int) -> torch.device:
+    if gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"learner.gpus is {gpus}, and torch {torch.__version__} sees no GPU here: set it to 0, or give the learner a GPU")
+    return torch.device("cuda")
+
+
+def _silence_dropout(model: nn.Module) -> None:
+    """Log-probs must be those of the policy that sampled, which has no dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if "attention_dropout" in vars(module):
+            vars(module)["attention_dropout"] = 0.0
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
