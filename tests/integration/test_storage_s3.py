@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from botocore.exceptions import ClientError
 
 from rlvr_trainer.storage.attempts import claim_attempt, newest_attempt
 from rlvr_trainer.storage.client import ObjectStore, S3Settings, connect
@@ -21,7 +22,7 @@ from rlvr_trainer.storage.errors import (
     UnreachableError,
     UnsupportedStoreError,
 )
-from rlvr_trainer.storage.upload import MIB, TransferSettings
+from rlvr_trainer.storage.upload import MIB, TransferSettings, base64_sha256
 
 PART = 5 * MIB
 
@@ -127,6 +128,19 @@ def test_large_objects_keep_every_byte(store, tmp_path):
         store.download(blob, file)
     assert (tmp_path / "copy").read_bytes() == data
     assert store.read(store.put("empty", b"")) == b""
+
+
+def test_a_part_that_changes_on_its_way_is_refused(store):
+    upload = store.client.create_multipart_upload(Bucket=store.bucket, Key="part", ChecksumAlgorithm="SHA256")["UploadId"]
+    sent = {}
+    store.client.meta.events.register("before-send.s3.UploadPart", lambda request, **_: sent.update(request.headers.items()))
+    part = {"Bucket": store.bucket, "Key": "part", "UploadId": upload, "PartNumber": 1, "Body": b"original"}
+    with pytest.raises(ClientError, match="BadDigest"):
+        store.client.upload_part(**part, ChecksumSHA256=base64_sha256(b"changed!"))
+    assert "x-amz-checksum-sha256" in sent["Authorization"].decode()  # the checksum's header is signed, so nobody can change both
+    assert sent["X-Amz-Content-SHA256"] == b"UNSIGNED-PAYLOAD"
+    store.client.upload_part(**part, ChecksumSHA256=base64_sha256(b"original"))
+    store.client.abort_multipart_upload(Bucket=store.bucket, Key="part", UploadId=upload)
 
 
 def test_corruption_is_found_and_named(store):

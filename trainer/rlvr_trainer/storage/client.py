@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 import boto3
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError
 
@@ -91,9 +92,18 @@ def connect(settings: S3Settings, concurrency: int = 16) -> "S3Client":
     )
     session = boto3.session.Session(region_name=settings.region)
     try:
-        return session.client("s3", endpoint_url=settings.endpoint, config=config)
+        client = session.client("s3", endpoint_url=settings.endpoint, config=config)
     except ValueError as error:
         raise StorageSetupError(f"storage.endpoint '{settings.endpoint}' is not an address ({error}); write http://host:port") from error
+    client.meta.events.register("before-sign.s3.UploadPart", _sign_checksum_only)
+    return client
+
+
+def _sign_checksum_only(request: AWSRequest, **_: object) -> None:
+    """Over plain HTTP botocore would digest a part once more for its signature, and the server too. The signed header with the part's
+    SHA-256 binds the body as well; the server refuses a body that differs."""
+    unsigned = request.context["client_config"].merge(Config(s3={"payload_signing_enabled": False}))
+    request.context = {**request.context, "client_config": unsigned}
 
 
 def split_uri(uri: str) -> tuple[str, str]:
