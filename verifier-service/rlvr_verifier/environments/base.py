@@ -1,0 +1,73 @@
+"""What an environment is: it makes tasks from seeds, and judges completions against a payload that never leaves the service."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import JsonValue
+
+from rlvr_api.wire import Message, Split, VerdictStatus
+
+
+class EnvironmentSetupError(ValueError):
+    """The environment cannot be used as the job describes it; the message is for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTask:
+    """A task as its environment made it."""
+
+    problem_id: str
+    """Hash of the canonical problem, 16 hexadecimal digits."""
+    messages: tuple[Message, ...]
+    payload: Mapping[str, JsonValue]
+    """What scoring needs, the gold answer included. It is sealed before it leaves the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What scoring found; never an `infra_error`, which is what exceptions become."""
+
+    status: VerdictStatus
+    score: float
+    reason: str
+    """Without the gold answer."""
+
+
+class Environment(Protocol):
+    """One source of tasks."""
+
+    name: str
+    kind: str
+    version: str
+    deterministic: bool
+    slow: bool
+    """Scored in killable worker processes."""
+    levels: tuple[int, int]
+
+    def held_out_tasks(self, level: int) -> int:
+        """Held-out problems at a level; their seeds are 0, 1, ... below it."""
+        ...
+
+    def sample(self, split: Split, seed: int, level: int) -> SampledTask:
+        """The task of a seed; the same arguments always give the same task."""
+        ...
+
+    def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
+        """Judge one completion."""
+        ...
+
+
+def passed(reason: str, score: float = 1.0) -> Score:
+    """A right answer."""
+    return Score(VerdictStatus.PASS, score, reason)
+
+
+def failed(reason: str) -> Score:
+    """A wrong answer."""
+    return Score(VerdictStatus.FAIL, 0.0, reason)
+
+
+def invalid(reason: str) -> Score:
+    """No single answer in the expected form."""
+    return Score(VerdictStatus.INVALID, 0.0, reason)

@@ -1,0 +1,84 @@
+"""Reads datasets of JSON lines from files and from S3."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from rlvr_api.process import Variable
+from rlvr_api.spec import Storage
+from rlvr_verifier.environments.base import EnvironmentSetupError
+
+MAX_DATASET_BYTES = 2 << 30
+MAX_REPORTED_LINES = 20
+
+
+class DatasetReader:
+    """Opens `file://` and `s3://` datasets of one job."""
+
+    def __init__(self, storage: Storage, environ: Mapping[str, str]) -> None:
+        self._storage = storage
+        self._endpoint = storage.endpoint or environ.get(Variable.S3_ENDPOINT)
+
+    def read(self, uri: str) -> bytes:
+        """All bytes of a dataset.
+
+        Raises:
+            EnvironmentSetupError: it is not there, too large, or of another scheme.
+        """
+        if uri.startswith("s3://"):
+            data = self._read_s3(uri)
+        elif uri.startswith("file://"):
+            path = Path(uri.removeprefix("file://"))
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise EnvironmentSetupError(f"dataset {uri} cannot be read: {error.strerror or error}; check the path") from None
+        else:
+            raise EnvironmentSetupError(f"dataset {uri!r} is neither file:// nor s3://; write file:///path/to.jsonl or s3://bucket/key")
+        if len(data) > MAX_DATASET_BYTES:
+            raise EnvironmentSetupError(f"dataset {uri} has {len(data)} bytes, more than {MAX_DATASET_BYTES}; split it")
+        return data
+
+    def _read_s3(self, uri: str) -> bytes:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        client = boto3.client("s3", endpoint_url=self._endpoint, region_name=self._storage.region)
+        try:
+            return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        except (BotoCoreError, ClientError) as error:
+            raise EnvironmentSetupError(f"dataset {uri} cannot be read from {self._endpoint or 'AWS'}: {error}") from None
+
+
+def parse_rows(data: bytes, uri: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and row of every line that is not empty.
+
+    Raises:
+        EnvironmentSetupError: lists the first lines that are not JSON objects with text in `columns`.
+    """
+    rows: list[tuple[int, dict[str, str]]] = []
+    faults: list[str] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value: JsonValue = json.loads(line)
+        except ValueError as error:
+            faults.append(f"line {number} is not JSON ({error})")
+            continue
+        missing = [name for name in columns if not isinstance(value, dict) or not isinstance(value.get(name), str)]
+        if missing:
+            faults.append(f"line {number} has no text {', '.join(missing)}")
+        elif isinstance(value, dict):
+            rows.append((number, {name: str(value[name]) for name in columns}))
+    if faults:
+        shown = "; ".join(faults[:MAX_REPORTED_LINES])
+        raise EnvironmentSetupError(
+            f"dataset {uri}: {shown}" + (f"; and {len(faults) - MAX_REPORTED_LINES} more" if len(faults) > MAX_REPORTED_LINES else "")
+        )
+    if not rows:
+        raise EnvironmentSetupError(f"dataset {uri} has no rows")
+    return iter(rows)

@@ -1,0 +1,188 @@
+"""Problems with one final answer: a strict gate, a fast path for plain numbers, then math-verify in a killable process.
+
+The gate decides what may be compared at all, since math-verify pays for echoing the question: exactly one boxed answer, after the thinking,
+without relations, text, or operations that are left to be carried out. Numbers are compared exactly as fractions.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping
+from fractions import Fraction
+
+from pydantic import JsonValue
+
+from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.wire import Message, Split
+from rlvr_verifier.environments.base import EnvironmentSetupError, SampledTask, Score, failed, invalid, passed
+from rlvr_verifier.environments.datasets import DatasetReader, parse_rows
+
+MAX_ANSWER_CHARACTERS = 512
+MAX_DIGITS = 100
+TAIL_CHARACTERS = 8_192
+"""The answer stands at the end; no more than this is searched for it."""
+_NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?", re.ASCII)
+_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([+-]?\d+)\}\{(\d+)\}|([+-]?\d+)\s*/\s*(\d+)", re.ASCII)
+_RELATION = re.compile(r"[=<>≠≤≥≈∼]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|equiv|cong|neg|lnot|not|in|notin|subset|propto|to|implies|iff)\b")
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname)\b|[A-Za-z]{4,}(?<!sqrt)(?<!frac)")
+_UNDONE = re.compile(
+    r"\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|lcm|mod|pmod|bmod|cdot|times|div|log|ln|exp|sin|cos|tan|frac\{d)\b|!|\bd/d|\*|\d\s*[+]\s*\d|%|\\%"
+)
+_COMMAND_WORD = re.compile(r"\\[A-Za-z]+")
+
+
+class MathEnvironment:
+    """A dataset of problems and answers."""
+
+    kind = "math"
+    deterministic = True
+    slow = True
+    levels = (0, 0)
+
+    def __init__(self, spec: EnvironmentSpec, reader: DatasetReader) -> None:
+        assert spec.math is not None
+        self.name = spec.name
+        self._spec = spec.math
+        data = reader.read(spec.math.dataset)
+        self.version = f"1+math-verify-0.9.0+{hashlib.sha256(data).hexdigest()[:12]}"
+        self._train, self._held_out = _split(data, spec.math.dataset, spec.math.held_out)
+
+    def held_out_tasks(self, level: int) -> int:
+        """Problems kept for evaluation."""
+        return len(self._held_out)
+
+    def sample(self, split: Split, seed: int, level: int) -> SampledTask:
+        """A problem; held-out ones by number, training ones by seed modulo their count.
+
+        Raises:
+            ValueError: there is no held-out problem of that number.
+        """
+        rows = self._held_out if split == "heldOut" else self._train
+        if split == "heldOut" and seed >= len(rows):
+            raise ValueError(f"environment {self.name} has {len(rows)} held-out tasks, so none with seed {seed}")
+        row = rows[seed % len(rows)]
+        text = f"{row['problem']}\n{self._spec.instruction}" if self._spec.instruction else row["problem"]
+        return SampledTask(_problem_id(row["problem"]), (Message(role="user", content=text),), {**row})
+
+    def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
+        """Gate, then compare."""
+        return judge(str(payload["problem"]), str(payload["answer"]), completion)
+
+
+def judge(problem: str, gold: str, completion: str) -> Score:
+    """The verdict on a completion; see the module's docstring for the rules."""
+    answer = extract_answer(completion)
+    if isinstance(answer, Score):
+        return answer
+    gold = normalize(gold)
+    expected, found = parse_number(gold), parse_number(answer)
+    if expected is not None and found is not None:
+        return passed("the number is right") if expected == found else failed("the number is wrong")
+    fault = _gate(problem, answer, gold_is_number=expected is not None)
+    if fault:
+        return invalid(fault)
+    if answer.replace(" ", "") == gold.replace(" ", ""):
+        return passed("the answer is the expected one")
+    return passed("the answer is equivalent") if _equivalent(gold, answer) else failed("the answer is not equivalent")
+
+
+def extract_answer(completion: str) -> str | Score:
+    r"""The one final answer in `\boxed{}`, normalised; a `Score` says why there is none."""
+    tail = completion[-TAIL_CHARACTERS:].rpartition("</think>")[2]
+    boxes = _boxes(tail)
+    if not boxes:
+        return invalid(r"no \boxed{} answer at the end of the completion")
+    answers = {normalize(box) for box in boxes}
+    if len(answers) > 1:
+        return invalid(f"{len(answers)} different boxed answers")
+    answer = answers.pop()
+    if not answer:
+        return invalid("the boxed answer is empty")
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return invalid(f"the boxed answer has more than {MAX_ANSWER_CHARACTERS} characters")
+    if re.search(rf"\d{{{MAX_DIGITS + 1},}}", answer) or re.search(r"\^\{?-?\d{4,}|\^\{[^}]*\^", answer):
+        return invalid("the boxed answer has numbers too large to compare")
+    return answer
+
+
+def normalize(answer: str) -> str:
+    """One spelling for what is only spelled differently: NFKC, thin spaces, dollar signs, degree signs, a trailing point."""
+    text = unicodedata.normalize("NFKC", answer)
+    text = re.sub(r"\\[,!;:]|~|\\ |\\left|\\right|\$", "", text)
+    text = re.sub(r"\^\{?\\circ\}?|°", "", text)
+    return re.sub(r"(?<=\d)\.$", "", " ".join(text.split())).strip()
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The exact value of a plain number or fraction; None for anything else. Only ASCII digits are digits."""
+    compact = text.replace(" ", "")
+    found = _FRACTION.fullmatch(compact)
+    if found is not None:
+        sign, top, bottom, plain_top, plain_bottom = found.groups()
+        numerator, denominator = int(top or plain_top), int(bottom or plain_bottom)
+        return None if denominator == 0 else Fraction(-numerator if sign == "-" else numerator, denominator)
+    number = _NUMBER.fullmatch(compact)
+    if number is None or (number[2] is None and number[3] is None):
+        return None
+    value = Fraction(f"{(number[2] or '0').replace(',', '')}.{number[3] or '0'}")
+    return -value if number[1] == "-" else value
+
+
+def _gate(problem: str, answer: str, *, gold_is_number: bool) -> str:
+    """Why an answer may not be compared; empty when it may."""
+    if not answer.isascii():
+        return "the answer has characters beyond ASCII"
+    if _RELATION.search(answer):
+        return "the answer is a relation, not a value"
+    words = _COMMAND_WORD.sub(" ", answer)
+    if _TEXT.search(words) or re.search(r"\\(?:text|mathrm|mbox|textbf|operatorname)\b", answer):
+        return "the answer has words in it"
+    if gold_is_number and _UNDONE.search(answer):
+        return "the answer is left to be worked out"
+    if len(answer) > 3 and answer.replace(" ", "") in normalize(problem).replace(" ", "") and not parse_number(answer):
+        return "the answer repeats the question"
+    return ""
+
+
+def _equivalent(gold: str, answer: str) -> bool:
+    from math_verify import parse, verify
+
+    parsed = [parse(f"\\boxed{{{text}}}", parsing_timeout=0) for text in (gold, answer)]
+    return bool(verify(parsed[0], parsed[1], strict=True, timeout_seconds=0))
+
+
+def _boxes(text: str) -> list[str]:
+    found: list[str] = []
+    for match in re.finditer(r"\\boxed\s*\{", text):
+        depth, start = 1, match.end()
+        for position in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                found.append(text[start:position])
+                break
+    return found
+
+
+def _problem_id(problem: str) -> str:
+    return hashlib.sha256(f"math/{' '.join(problem.split())}".encode()).hexdigest()[:16]
+
+
+def _split(data: bytes, uri: str, share: float) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Training and held-out rows, once every row was checked."""
+    seen: dict[str, int] = {}
+    faults: list[str] = []
+    train: list[dict[str, str]] = []
+    held_out: list[dict[str, str]] = []
+    for number, row in parse_rows(data, uri, ("problem", "answer")):
+        key = _problem_id(row["problem"])
+        if key in seen:
+            faults.append(f"line {number} repeats the problem of line {seen[key]}")
+        seen.setdefault(key, number)
+        if isinstance(extract_answer(f"\\boxed{{{row['answer']}}}"), Score):
+            faults.append(f"line {number} has an answer that the verifier itself refuses")
+        (held_out if int(key[:8], 16) / 2**32 < share else train).append(row)
+    if faults:
+        raise EnvironmentSetupError(f"dataset {uri}: {'; '.join(faults[:20])}")
+    if not train:
+        raise EnvironmentSetupError(f"dataset {uri} leaves no training problem beside heldOut {share}; add problems or lower it")
+    return train, held_out

@@ -1,0 +1,157 @@
+"""Slow scorers run in killable processes, one item at a time, in the main thread of each (math-verify sets signals).
+
+A scorer that outlasts its time is killed, which is the candidate's `timeout`. A worker that dies by itself is replaced and the item tried
+once more; a second death is an `infra_error`. The queue is bounded; a full one is the caller's 429.
+"""
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+from pydantic import JsonValue
+
+from rlvr_api.spec import RLVRJobSpec
+from rlvr_api.wire import VerdictStatus
+from rlvr_verifier.environments.base import Score
+
+logger = logging.getLogger(__name__)
+
+ITEMS_PER_WORKER = 2_000
+"""A worker is replaced after this many items, so that nothing in it can grow without bound."""
+QUEUED_ITEMS_PER_WORKER = 2_048
+START_SECONDS = 60.0
+MAX_ANSWER_BYTES = 65_536
+
+
+class ScorerTimeoutError(RuntimeError):
+    """The item took longer than `verifiers.itemTimeoutSeconds`."""
+
+
+class WorkerLostError(RuntimeError):
+    """A worker died twice on the same item, or could not be started."""
+
+
+class PoolBusyError(RuntimeError):
+    """Too many items are waiting."""
+
+
+class _Died(RuntimeError):
+    """The worker's pipe closed without an answer."""
+
+
+class _Worker:
+    def __init__(self, job_json: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, job_json), daemon=True)
+        self.process.start()
+        child.close()
+        self.items = 0
+        self.ready = False
+
+    def ask(self, message: tuple[str, dict[str, JsonValue], str, bool], seconds: float) -> Score | str:
+        """Blocking: send one item and wait for its answer."""
+        try:
+            if not self.ready:
+                if not self._pipe.poll(START_SECONDS):
+                    raise _Died(f"not ready within {START_SECONDS:.0f} s")
+                self._pipe.recv_bytes(MAX_ANSWER_BYTES)
+                self.ready = True
+            self._pipe.send_bytes(json.dumps(message).encode())
+            if not self._pipe.poll(seconds):
+                raise ScorerTimeoutError(f"the answer could not be judged within {seconds:g} s")
+            self.items += 1
+            answer = json.loads(self._pipe.recv_bytes(MAX_ANSWER_BYTES))
+        except (EOFError, OSError) as error:
+            raise _Died(str(error)) from error
+        # Plain JSON, never pickle: what a scorer was made to do by a completion must not reach this process.
+        return answer if isinstance(answer, str) else Score(VerdictStatus(answer[0]), float(answer[1]), str(answer[2]))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(5)
+        self._pipe.close()
+
+
+class WorkerPool:
+    """`verifiers.workers` processes, started when the first slow item comes."""
+
+    def __init__(self, job_json: str, spec: RLVRJobSpec) -> None:
+        self._job_json = job_json
+        self._workers = spec.verifiers.workers
+        self._seconds = spec.verifiers.item_timeout_seconds
+        self._idle: asyncio.LifoQueue[_Worker | None] = asyncio.LifoQueue()
+        for _ in range(self._workers):
+            self._idle.put_nowait(None)
+        self.waiting = 0
+        self._live: set[_Worker] = set()
+
+    async def run(self, environment: str, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
+        """Score one item in a worker.
+
+        Raises:
+            ScorerTimeoutError, WorkerLostError, PoolBusyError: see there.
+        """
+        if self.waiting >= QUEUED_ITEMS_PER_WORKER * self._workers:
+            raise PoolBusyError(f"{self.waiting} items are waiting for {self._workers} workers; try again later")
+        self.waiting += 1
+        try:
+            for attempt in (1, 2):
+                try:
+                    return await self._once((environment, dict(payload), completion, truncated))
+                except _Died as error:
+                    logger.warning("a scorer's process died (try %d of 2): %s", attempt, error)
+        finally:
+            self.waiting -= 1
+        raise WorkerLostError("the scorer's process died twice on this item")
+
+    async def _once(self, message: tuple[str, dict[str, JsonValue], str, bool]) -> Score:
+        worker = await self._idle.get()
+        healthy = False
+        try:
+            if worker is None:
+                worker = await asyncio.to_thread(_Worker, self._job_json)
+                self._live.add(worker)
+            answer = await asyncio.to_thread(worker.ask, message, self._seconds)
+            healthy = worker.items < ITEMS_PER_WORKER
+        finally:
+            if worker is not None and not healthy:
+                self._live.discard(worker)
+                worker.kill()
+                worker = None
+            self._idle.put_nowait(worker)
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for worker in self._live:
+            worker.kill()
+        self._live.clear()
+
+
+def _serve(pipe: Connection, job_json: str) -> None:
+    """The worker: environments of its own, one item after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from rlvr_api.spec import RLVRJob
+    from rlvr_verifier.environments import open_environments
+
+    environments = open_environments(RLVRJob.model_validate_json(job_json), os.environ)
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            name, payload, completion, truncated = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            score = environments[name].score(payload, completion, truncated)
+            answer = json.dumps([score.status.value, score.score, score.reason])
+        except Exception as error:  # the border of the process: the parent makes an infra_error of it
+            answer = json.dumps(f"{type(error).__name__} in the scorer")
+        pipe.send_bytes(answer.encode())

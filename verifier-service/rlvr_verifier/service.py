@@ -1,0 +1,163 @@
+"""Samples tasks and judges completions: the part of the service that knows no HTTP.
+
+    sample: environment -> task -> payload sealed into the key
+    score:  id seen? -> open the key -> size gate -> environment (slow ones in the worker pool) -> verdict -> remembered by id
+
+An exception of a scorer is an `infra_error`, logged; it is never a zero, and never remembered.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from rlvr_api.spec import RLVRJobSpec
+from rlvr_api.wire import (
+    MAX_COMPLETION_BYTES,
+    EnvironmentInfo,
+    ScoreItem,
+    Task,
+    TaskRequest,
+    Verdict,
+    VerdictStatus,
+)
+from rlvr_verifier.environments.base import Environment, Score, invalid
+from rlvr_verifier.pool import PoolBusyError, ScorerTimeoutError, WorkerLostError, WorkerPool
+from rlvr_verifier.seal import Seal
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED_VERDICTS = 100_000
+
+
+class UnknownEnvironmentError(LookupError):
+    """The job has no such environment."""
+
+
+class IdReusedError(ValueError):
+    """An idempotency key came with another completion than the first time."""
+
+
+class VerifierService:
+    """Environments, seal, workers and the memory of verdicts."""
+
+    def __init__(self, spec: RLVRJobSpec, environments: Mapping[str, Environment], seal: Seal, pool: WorkerPool) -> None:
+        self._spec = spec
+        self._environments = environments
+        self._seal = seal
+        self._pool = pool
+        self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
+
+    def describe(self) -> tuple[EnvironmentInfo, ...]:
+        """All environments, with the held-out tasks of the job's levels."""
+        levels = {environment.name: environment.levels for environment in self._spec.environments}
+        return tuple(
+            EnvironmentInfo(
+                name=name,
+                kind=environment.kind,
+                version=environment.version,
+                levels=environment.levels,
+                held_out_tasks={level: environment.held_out_tasks(level) for level in range(levels[name].start, levels[name].maximum + 1)},
+                deterministic=environment.deterministic,
+            )
+            for name, environment in self._environments.items()
+        )
+
+    def sample(self, request: TaskRequest) -> Task:
+        """One task.
+
+        Raises:
+            UnknownEnvironmentError, ValueError: there is no such task.
+        """
+        environment = self._find(request.environment)
+        low, high = environment.levels
+        if not low <= request.level <= high:
+            raise ValueError(f"environment {request.environment!r} has levels {low} to {high}, not {request.level}")
+        task = environment.sample(request.split, request.seed, request.level)
+        return Task(
+            environment=request.environment,
+            environment_version=environment.version,
+            level=request.level,
+            problem_id=task.problem_id,
+            messages=task.messages,
+            task_key=self._seal.close(task.payload, request.environment, environment.version),
+        )
+
+    def check(self, item: ScoreItem) -> None:
+        """Raises UnknownEnvironmentError, UnknownKeyError or IdReusedError for an item that cannot be judged at all."""
+        environment = self._find(item.environment)
+        self._seal.open(item.task_key, item.environment, environment.version)
+        seen = self._remembered.get(item.id)
+        if seen is not None and seen[0] != _digest(item):
+            raise IdReusedError(f"id {item.id!r} was used for another completion; give each completion an id of its own")
+
+    async def score(self, item: ScoreItem) -> Verdict:
+        """Judge one item that `check` let pass; the same id gets the same verdict, also while the first is under way."""
+        seen = self._remembered.get(item.id)
+        if seen is not None:
+            return await asyncio.shield(seen[1])
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._remembered[item.id] = (_digest(item), future)
+        if len(self._remembered) > REMEMBERED_VERDICTS:
+            self._remembered.popitem(last=False)
+        try:
+            verdict = await self._judge(item)
+        except BaseException:
+            self._remembered.pop(item.id, None)
+            future.cancel()
+            raise
+        future.set_result(verdict)
+        if verdict.status is VerdictStatus.INFRA_ERROR or not self._find(item.environment).deterministic:
+            self._remembered.pop(item.id, None)
+        return verdict
+
+    async def _judge(self, item: ScoreItem) -> Verdict:
+        environment = self._find(item.environment)
+        started = time.monotonic()
+        try:
+            score = await self._score(environment, item)
+        except ScorerTimeoutError as error:
+            return self._verdict(item, environment, VerdictStatus.TIMEOUT, 0.0, str(error), started)
+        except PoolBusyError:
+            raise
+        except WorkerLostError as error:
+            return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, str(error), started)
+        except Exception as error:  # the border of the scorer: whatever it does, it is not the candidate's zero
+            logger.exception("scoring %s of %s failed", item.id, item.environment)
+            reason = f"the scorer failed with {type(error).__name__}"
+            return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, reason, started)
+        return self._verdict(item, environment, score.status, score.score, score.reason, started)
+
+    async def _score(self, environment: Environment, item: ScoreItem) -> Score:
+        payload = self._seal.open(item.task_key, item.environment, environment.version)
+        if len(item.completion.encode(errors="replace")) > MAX_COMPLETION_BYTES:
+            return invalid(f"the completion has more than {MAX_COMPLETION_BYTES} bytes")
+        if environment.slow:
+            return await self._pool.run(item.environment, payload, item.completion, item.truncated)
+        return environment.score(payload, item.completion, item.truncated)
+
+    def _verdict(
+        self, item: ScoreItem, environment: Environment, status: VerdictStatus, score: float | None, reason: str, started: float
+    ) -> Verdict:
+        return Verdict(
+            id=item.id,
+            status=status,
+            score=score,
+            verifier=environment.kind,
+            verifier_version=environment.version,
+            reason=reason[:500],
+            seconds=time.monotonic() - started,
+        )
+
+    def _find(self, name: str) -> Environment:
+        try:
+            return self._environments[name]
+        except KeyError:
+            raise UnknownEnvironmentError(f"the job has no environment {name!r}; it has {', '.join(self._environments)}") from None
+
+
+def _digest(item: ScoreItem) -> str:
+    # The key is not part of it: the same task sealed again has another key, and the completion is still the same.
+    return hashlib.sha256(f"{item.environment}\0{item.truncated}\0{item.completion}".encode(errors="replace")).hexdigest()
