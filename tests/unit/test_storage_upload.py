@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr_trainer.storage import client as client_module
+from rlvr_trainer.storage import patience as patience_module
 from rlvr_trainer.storage import upload as upload_module
 from rlvr_trainer.storage.client import ObjectStore, S3Settings, connect, split_uri
 from rlvr_trainer.storage.errors import (
@@ -30,11 +31,23 @@ from rlvr_trainer.storage.errors import (
     UnreachableError,
     explained,
 )
+from rlvr_trainer.storage.patience import Patience
 from rlvr_trainer.storage.upload import TransferSettings, Uploader, _regroup
 
 
 def answer(code, status, message="m"):
     return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
+class FakeClock:
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
 
 
 class ScriptedClient:
@@ -118,29 +131,45 @@ def test_a_conditional_write_under_way_is_repeated(monkeypatch):
         store.put_if_absent("a", b"x")
 
 
-def test_a_body_that_breaks_off_is_read_again():
+def test_an_outage_is_waited_out_and_no_longer_than_allowed(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(patience_module, "time", clock)
+
     class Broken(io.BytesIO):
         def read(self, *_):
             raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
 
-    store = ObjectStore(ScriptedClient({"Body": Broken()}, {"Body": io.BytesIO(b"all")}), "runs")
+    down = EndpointConnectionError(endpoint_url="http://store")
+    store = ObjectStore(ScriptedClient(down, {"Body": Broken()}, answer("InternalError", 500), {"Body": io.BytesIO(b"all")}), "runs")
     assert store.get("a") == b"all"
-    store = ObjectStore(ScriptedClient(*[{"Body": Broken()}] * client_module.READ_ATTEMPTS), "runs")
-    with pytest.raises(StorageError, match="cannot read s3://runs/a"):
+    assert 0 < clock.now < 2
+    client = ScriptedClient(*[down] * 1000)
+    store, clock.now = ObjectStore(client, "runs", patience=Patience(30.0)), 0.0
+    with pytest.raises(UnreachableError, match="cannot read s3://runs/a"):
         store.get("a")
+    assert 20 < clock.now <= 30
+    assert 6 < len(client.calls) < 30
+
+
+@pytest.mark.parametrize("error", [answer("AccessDenied", 403), answer("InsufficientStorage", 507), answer("NotImplemented", 501)])
+def test_what_does_not_pass_by_itself_is_not_repeated(error):
+    client = ScriptedClient(error)
+    with pytest.raises(StorageError, match="cannot write s3://runs/a"):
+        ObjectStore(client, "runs").put("a", b"x")
+    assert len(client.calls) == 1
 
 
 def test_a_failed_part_aborts_the_upload(caplog):
     client = ScriptedClient({"UploadId": "u"}, answer("InternalError", 500), answer("InternalError", 500), answer("AccessDenied", 403))
     with pytest.raises(ClientError, match="InternalError"):
-        Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1)).send("a", [b"abc"])
+        Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1), Patience(0.0)).send("a", [b"abc"])
     assert client.calls[-1][0] == "abort_multipart_upload"
     assert "could not abort the upload of a" in caplog.text
 
 
 def test_parts_carry_their_digests_and_the_whole_has_one():
     client = ScriptedClient({"UploadId": "u"}, {"ETag": "1"}, {"ETag": "2"}, {})
-    size, digest = Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1)).send("a", [b"a", b"bc"])
+    size, digest = Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1), Patience(0.0)).send("a", [b"a", b"bc"])
     assert (size, digest) == (3, hashlib.sha256(b"abc").hexdigest())
     assert [part["PartNumber"] for part in client.calls[-1][1]["MultipartUpload"]["Parts"]] == [1, 2]
 
@@ -148,7 +177,7 @@ def test_parts_carry_their_digests_and_the_whole_has_one():
 def test_a_completion_whose_answer_was_lost_counts_when_the_object_is_there():
     def send(*answers):
         client = ScriptedClient({"UploadId": "u"}, {"ETag": "1"}, {"ETag": "2"}, answer("NoSuchUpload", 404), *answers)
-        return Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1)).send("a", [b"abc"])
+        return Uploader(client, "runs", TransferSettings(part_bytes=2, concurrency=1), Patience(0.0)).send("a", [b"abc"])
 
     assert send({"ContentLength": 3})[0] == 3
     with pytest.raises(ClientError, match="NoSuchUpload"):
@@ -161,7 +190,7 @@ def test_a_stream_beyond_the_limit_of_parts_is_refused(monkeypatch):
     monkeypatch.setattr(upload_module, "MAX_PARTS", 2)
     client = ScriptedClient({"UploadId": "u"}, {"ETag": "1"}, {"ETag": "2"}, {})
     with pytest.raises(ValueError, match="a is longer than 2 parts of 1 bytes"):
-        Uploader(client, "runs", TransferSettings(part_bytes=1, concurrency=1)).send("a", [b"abc"])
+        Uploader(client, "runs", TransferSettings(part_bytes=1, concurrency=1), Patience(0.0)).send("a", [b"abc"])
     assert client.calls[-1][0] == "abort_multipart_upload"
 
 

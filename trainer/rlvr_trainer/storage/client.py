@@ -3,7 +3,8 @@
     S3Settings -> connect() -> boto3 client -> ObjectStore(client, bucket, prefix)
 
 Small objects go in one request, large ones as multipart uploads (`upload.py`). `put_if_absent` is the commit of everything in this
-package. Every wait is bounded: `connect_timeout_seconds` and `read_timeout_seconds` for each of `max_attempts` tries.
+package. Every wait is bounded: `connect_timeout_seconds` and `read_timeout_seconds` for each try, `outage_seconds` for all tries of one
+request.
 Durability is the store's: what it acknowledged is taken to be there.
 """
 
@@ -16,13 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 import boto3
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError
+from botocore.exceptions import ClientError
 
 from rlvr_trainer.storage.documents import StoredBlob
 from rlvr_trainer.storage.errors import (
@@ -35,15 +37,17 @@ from rlvr_trainer.storage.errors import (
     error_code,
     explained,
 )
+from rlvr_trainer.storage.patience import Patience
 from rlvr_trainer.storage.upload import Buffer, TransferSettings, Uploader, base64_sha256
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import DeleteObjectsOutputTypeDef
 
-READ_ATTEMPTS = 4
-"""Tries of a read whose body broke off; botocore itself repeats only requests whose answer never began."""
 CONFLICT_ATTEMPTS = 5
 """Tries of a conditional write to which the store answers "somebody else is writing this right now"."""
+PROBE_OUTAGE_SECONDS = 10.0
+"""How long `ObjectStore.check` waits for a store that does not answer."""
 DELETE_BATCH = 1000
 """S3's limit of keys in one request."""
 
@@ -60,9 +64,10 @@ class S3Settings:
     """Longest wait for a connection."""
     read_timeout_seconds: float = 60.0
     """Longest silence while an answer is awaited."""
-    max_attempts: int = 8
-    """Tries of one request, the first included, with exponential back-off: half a minute in all, in which a store can be restarted. A
-    preflight wants 2, since a wrong address does not mend itself."""
+    max_attempts: int = 3
+    """Quick tries of one request, the first included; `outage_seconds` bounds the patient ones."""
+    outage_seconds: float = 60.0
+    """How long a request is repeated while the store does not answer or fails: long enough to restart it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +126,29 @@ def split_uri(uri: str) -> tuple[str, str]:
 class ObjectStore:
     """Objects of one bucket under a prefix. Keys are given and returned without the prefix. Safe to use from several threads."""
 
-    def __init__(self, client: "S3Client", bucket: str, prefix: str = "", transfer: TransferSettings | None = None) -> None:
+    def __init__(
+        self,
+        client: "S3Client",
+        bucket: str,
+        prefix: str = "",
+        transfer: TransferSettings | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self.client, self.bucket, self.prefix = client, bucket, prefix.strip("/")
         self.transfer = transfer or TransferSettings()
         self.endpoint = client.meta.endpoint_url
-        self._uploader = Uploader(client, bucket, self.transfer)
+        self.patience = patience or Patience()
+        self._uploader = Uploader(client, bucket, self.transfer, self.patience)
 
     @classmethod
     def open(cls, uri: str, settings: S3Settings, *below: str) -> "ObjectStore":
         """The store at `uri` (`s3://bucket/prefix`), in folder `below`; talks to nobody yet."""
         bucket, prefix = split_uri(uri)
-        return cls(connect(settings), bucket, "/".join((prefix, *below)))
+        return cls(connect(settings), bucket, "/".join((prefix, *below)), patience=Patience(settings.outage_seconds))
 
     def below(self, folder: str) -> "ObjectStore":
         """The same store, with keys that count from `folder`."""
-        return ObjectStore(self.client, self.bucket, f"{self.prefix}/{folder}", self.transfer)
+        return ObjectStore(self.client, self.bucket, f"{self.prefix}/{folder}", self.transfer, self.patience)
 
     def uri(self, key: str = "") -> str:
         """`s3://bucket/prefix/key`, for people."""
@@ -156,7 +169,7 @@ class ObjectStore:
             ObjectMissingError: there is none.
         """
         with self._explained("look at", key):
-            return self.client.head_object(Bucket=self.bucket, Key=self._full(key))["ContentLength"]
+            return self.patience.call(lambda: self.client.head_object(Bucket=self.bucket, Key=self._full(key))["ContentLength"])
 
     def put(self, key: str, data: Buffer) -> StoredBlob:
         """Writes an object, over one that is there."""
@@ -203,21 +216,24 @@ class ObjectStore:
 
     def entries(self, prefix: str = "", after: str = "") -> dict[str, Entry]:
         """As `list`, with what the store says of each object."""
-        found: dict[str, Entry] = {}
-        with self._explained("list", prefix):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._full(prefix), StartAfter=self._full(after) if after else ""
-            )
-            for page in pages:
+        pages = self.client.get_paginator("list_objects_v2")
+        start = self._full(after) if after else ""
+
+        def find() -> dict[str, Entry]:
+            found: dict[str, Entry] = {}
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self._full(prefix), StartAfter=start):
                 for entry in page.get("Contents", ()):
                     found[self._key(entry["Key"])] = Entry(entry["Size"], entry["ETag"].strip('"'))
-        return dict(sorted(found.items()))
+            return found
+
+        with self._explained("list", prefix):
+            return dict(sorted(self.patience.call(find).items()))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects; one that is not there is no error."""
         for batch in _batches([self._full(key) for key in keys], DELETE_BATCH):
             with self._explained("delete", self._key(batch[0])):
-                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True})
+                answer = self.patience.call(partial(self._delete_batch, batch))
             refused = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             if refused:
                 first = refused[0]
@@ -253,10 +269,37 @@ class ObjectStore:
     def check(self) -> None:
         """Proves, with a probe object, that this store can hold a run: write, read, list, refuse a second conditional write, delete.
 
+        An address at which nobody answers is given up after `PROBE_OUTAGE_SECONDS`: it may just as well be wrong.
+
         Raises:
             StorageSetupError: credentials, bucket, rights or address are wrong, or the store ignores `If-None-Match`.
             StorageError: anything else that went wrong.
         """
+        patience = Patience(min(self.patience.outage_seconds, PROBE_OUTAGE_SECONDS))
+        ObjectStore(self.client, self.bucket, self.prefix, self.transfer, patience)._probe()
+
+    def unfinished_uploads(self, prefix: str) -> dict[str, str]:
+        """Multipart uploads that nobody completed yet: upload id to key."""
+        pages = self.client.get_paginator("list_multipart_uploads")
+
+        def find() -> dict[str, str]:
+            found: dict[str, str] = {}
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self._full(prefix)):
+                found.update({upload["UploadId"]: self._key(upload["Key"]) for upload in page.get("Uploads", ())})
+            return found
+
+        with self._explained("list unfinished uploads of", prefix):
+            return self.patience.call(find)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Removes the parts of an unfinished upload; one that is gone is no error."""
+        try:
+            with self._explained("abort the upload of", key):
+                self.patience.call(lambda: self.client.abort_multipart_upload(Bucket=self.bucket, Key=self._full(key), UploadId=upload_id))
+        except ObjectMissingError:
+            return
+
+    def _probe(self) -> None:
         key, content = f".probe/{uuid.uuid4().hex}", os.urandom(32)
         self.put_if_absent(key, content)
         try:
@@ -272,29 +315,17 @@ class ObjectStore:
         finally:
             self.delete([key])
 
-    def unfinished_uploads(self, prefix: str) -> dict[str, str]:
-        """Multipart uploads that nobody completed yet: upload id to key."""
-        found: dict[str, str] = {}
-        with self._explained("list unfinished uploads of", prefix):
-            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._full(prefix))
-            for page in pages:
-                found.update({upload["UploadId"]: self._key(upload["Key"]) for upload in page.get("Uploads", ())})
-        return found
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        """Removes the parts of an unfinished upload; one that is gone is no error."""
-        try:
-            with self._explained("abort the upload of", key):
-                self.client.abort_multipart_upload(Bucket=self.bucket, Key=self._full(key), UploadId=upload_id)
-        except ObjectMissingError:
-            return
+    def _delete_batch(self, batch: Sequence[str]) -> "DeleteObjectsOutputTypeDef":
+        return self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True})
 
     def _put_once(self, key: str, data: bytes) -> bool:
         """Whether the object was written; False when somebody else's is there or under way."""
         with self._explained("write", key):
             try:
-                self.client.put_object(
-                    Bucket=self.bucket, Key=self._full(key), Body=data, IfNoneMatch="*", ChecksumSHA256=base64_sha256(data)
+                self.patience.call(
+                    lambda: self.client.put_object(
+                        Bucket=self.bucket, Key=self._full(key), Body=data, IfNoneMatch="*", ChecksumSHA256=base64_sha256(data)
+                    )
                 )
             except ClientError as error:
                 if error_code(error) in {"PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "412", "409"}:
@@ -335,14 +366,7 @@ class ObjectStore:
 
     def _read(self, key: str, options: "_Range") -> bytes:
         with self._explained("read", key):
-            for attempt in range(1, READ_ATTEMPTS + 1):
-                body = self.client.get_object(Bucket=self.bucket, Key=self._full(key), **options)["Body"]
-                try:
-                    return body.read()
-                except (IncompleteReadError, ResponseStreamingError, HTTPClientError):
-                    if attempt == READ_ATTEMPTS:
-                        raise
-        raise AssertionError("the last attempt returns or raises")
+            return self.patience.call(lambda: self.client.get_object(Bucket=self.bucket, Key=self._full(key), **options)["Body"].read())
 
     def _explained(self, action: str, key: str) -> AbstractContextManager[None]:
         return explained(action, self.uri(key), self.endpoint)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from rlvr_trainer.storage.errors import error_code
+from rlvr_trainer.storage.patience import Patience
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -43,8 +44,8 @@ class TransferSettings:
 class Uploader:
     """Uploads to one bucket. Safe to use from several threads."""
 
-    def __init__(self, client: "S3Client", bucket: str, settings: TransferSettings) -> None:
-        self._client, self._bucket, self._settings = client, bucket, settings
+    def __init__(self, client: "S3Client", bucket: str, settings: TransferSettings, patience: Patience) -> None:
+        self._client, self._bucket, self._settings, self._patience = client, bucket, settings, patience
 
     def send(self, key: str, chunks: Iterable[Buffer]) -> tuple[int, str]:
         """Writes `chunks`, one after another, as object `key`.
@@ -60,13 +61,16 @@ class Uploader:
         first = next(parts, b"")
         second = next(parts, None)
         if second is None:
-            digest = hashlib.sha256(first)
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=first, ChecksumSHA256=_base64(digest.digest()))
-            return len(first), digest.hexdigest()
+            self._patience.call(
+                lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=first, ChecksumSHA256=base64_sha256(first))
+            )
+            return len(first), hashlib.sha256(first).hexdigest()
         return self._send_parts(key, _chain(first, second, parts))
 
     def _send_parts(self, key: str, parts: Iterator[bytes]) -> tuple[int, str]:
-        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256")["UploadId"]
+        upload = self._patience.call(
+            lambda: self._client.create_multipart_upload(Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256")["UploadId"]
+        )
         digest, size, sent = hashlib.sha256(), 0, list[Future["CompletedPartTypeDef"]]()
         in_flight: set[Future[CompletedPartTypeDef]] = set()
         try:
@@ -91,15 +95,21 @@ class Uploader:
         return size, digest.hexdigest()
 
     def _send_part(self, key: str, upload: str, number: int, part: bytes) -> "CompletedPartTypeDef":
-        checksum = _base64(hashlib.sha256(part).digest())
-        answer = self._client.upload_part(
-            Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=part, ChecksumSHA256=checksum
+        checksum = base64_sha256(part)
+        answer = self._patience.call(
+            lambda: self._client.upload_part(
+                Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=part, ChecksumSHA256=checksum
+            )
         )
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
     def _complete(self, key: str, upload: str, parts: Sequence["CompletedPartTypeDef"], size: int) -> None:
         try:
-            self._client.complete_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+            self._patience.call(
+                lambda: self._client.complete_multipart_upload(
+                    Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+                )
+            )
         except ClientError as error:
             # A repeated request whose first answer was lost finds the upload completed, hence gone.
             if error_code(error) != "NoSuchUpload" or self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"] != size:
@@ -114,11 +124,7 @@ class Uploader:
 
 def base64_sha256(data: Buffer) -> str:
     """SHA-256 as S3 wants it in a header."""
-    return _base64(hashlib.sha256(data).digest())
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def _chain(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
