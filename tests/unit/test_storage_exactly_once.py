@@ -179,8 +179,6 @@ class Learner:
         self._train(self.log.commit(record))
 
     def checkpoint(self, keep_last):
-        if self.writer._last_step >= self.step or self.step in committed_steps(self.store, STAGE):
-            return
         state = CheckpointState(
             step=self.step, weight_version=self.version, record_sha256=self.log.head.sha256, model="m", cursor=self.cursor, accepted=0,
             pending=tuple(self.pending.values()), discarded=tuple(self.discarded),

@@ -22,7 +22,13 @@ from torch import Tensor
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.storage.attempts import AttemptClaim
 from rlvr_trainer.storage.client import ObjectStore
-from rlvr_trainer.storage.errors import AlreadyExistsError, CheckpointBusyError, StoreFailedError, SupersededError
+from rlvr_trainer.storage.errors import (
+    AlreadyExistsError,
+    CheckpointBusyError,
+    ObjectMissingError,
+    StoreFailedError,
+    SupersededError,
+)
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointManifest, CheckpointState, parse_manifest
 from rlvr_trainer.storage.rollouts import write_groups
@@ -82,12 +88,12 @@ class CheckpointWriter:
         self._buffers: tuple[Tensor, ...] = ()
         self._thread: threading.Thread | None = None
         self._outcomes: list[CheckpointOutcome] = []
-        self._last_step = -1
+        self._last_step = self._committed_step = -1
 
     def snapshot(
         self, tensors: Mapping[str, Tensor], state: CheckpointState, groups: Sequence[RolloutGroup] = (), wait_seconds: float = 600.0
     ) -> SnapshotReport:
-        """Copy the state to memory and start its upload.
+        """Copy the state to memory and start its upload. A step that this writer has committed already is left as it is.
 
         Args:
             tensors: weights, optimizer and generator states, of any shape and device, each storage once; may be changed on return.
@@ -98,9 +104,9 @@ class CheckpointWriter:
         Raises:
             CheckpointBusyError: the previous upload has not ended by then; nothing was copied.
             SupersededError: an earlier upload found that another attempt has taken over.
-            ValueError: a group that is not pending, a step that is not newer than the last, or a dtype that safetensors cannot hold.
+            ValueError: a group that is not pending, a step before the last one, or a dtype that safetensors cannot hold.
         """
-        if state.step <= self._last_step:
+        if state.step < self._last_step:
             raise ValueError(f"a snapshot of step {state.step} after one of step {self._last_step}")
         strange = {group.admission.index for group in groups} - {admission.index for admission in state.pending}
         if strange:
@@ -108,6 +114,8 @@ class CheckpointWriter:
         began = time.monotonic()
         self.wait(wait_seconds)
         copying = time.monotonic()
+        if state.step == self._committed_step:
+            return SnapshotReport(0, copying - began, 0.0)
         self._stage_tensors(tensors)
         copied, self._last_step = time.monotonic(), state.step
         manifest = CheckpointManifest(
@@ -177,10 +185,14 @@ class CheckpointWriter:
             log.exception("the checkpoint of step %d was not committed", manifest.step)
             self._outcomes.append(CheckpointOutcome(manifest.step, time.monotonic() - began, error=error))
         else:
+            self._committed_step = manifest.step
             self._outcomes.append(CheckpointOutcome(manifest.step, time.monotonic() - began, manifest=committed))
 
     def _upload(self, manifest: CheckpointManifest, groups: Sequence[RolloutGroup]) -> CheckpointManifest:
         self._claim.check()
+        present = self._find_present(manifest)
+        if present is not None:
+            return present
         blobs = [
             self._store.upload(self._key(manifest, f"{number:05d}.safetensors"), _file(plan, buffer))
             for number, (plan, buffer) in enumerate(zip(self._plans, self._buffers, strict=True))
@@ -196,18 +208,29 @@ class CheckpointWriter:
         try:
             self._store.put_if_absent(key, manifest.to_bytes())
         except AlreadyExistsError as error:
-            other = parse_manifest(error.content, self._store.uri(key))
             self._store.delete(blob.key for blob in manifest.blobs)
-            if other.attempt < manifest.attempt and other.state.record_sha256 == manifest.state.record_sha256:
-                # The predecessor's last commit arrived late. It was trained on the same records, so it is this checkpoint.
-                log.warning("step %d was checkpointed by attempt %d just now; its checkpoint stays", manifest.step, other.attempt)
-                return other
-            raise CheckpointConflictError(
-                f"the checkpoint of step {manifest.step} in {self._place} was committed by attempt {other.attempt}, "
-                f"so attempt {manifest.attempt} may not",
-                other,
-            ) from error
+            return self._adopt(manifest, parse_manifest(error.content, self._store.uri(key)))
         return manifest
+
+    def _find_present(self, manifest: CheckpointManifest) -> CheckpointManifest | None:
+        """The step's checkpoint if an earlier attempt has committed it, as after a stop and a resume without a step between."""
+        key = self._stage.manifest(manifest.step)
+        try:
+            content = self._store.get(key)
+        except ObjectMissingError:
+            return None
+        return self._adopt(manifest, parse_manifest(content, self._store.uri(key)))
+
+    def _adopt(self, manifest: CheckpointManifest, other: CheckpointManifest) -> CheckpointManifest:
+        if other.attempt < manifest.attempt and other.state.record_sha256 == manifest.state.record_sha256:
+            # It was trained on the same records, so it is this checkpoint.
+            log.info("step %d was checkpointed by attempt %d already; its checkpoint stays", manifest.step, other.attempt)
+            return other
+        raise CheckpointConflictError(
+            f"the checkpoint of step {manifest.step} in {self._place} was committed by attempt {other.attempt}, "
+            f"so attempt {manifest.attempt} may not",
+            other,
+        )
 
     def _check_sizes(self, manifest: CheckpointManifest) -> None:
         """One LIST: does the store hold what it acknowledged?"""
