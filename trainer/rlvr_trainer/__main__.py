@@ -96,7 +96,7 @@ def _where_to_start(run: Run, checkpoint: LoadedCheckpoint | None) -> tuple[int,
     if not manifest.state.final:
         logger.info("resuming stage %s at step %d", manifest.stage, manifest.step)
         return manifest.stage_index, checkpoint
-    run.policy.load(checkpoint.tensors)
+    run.policy.load_tensors(checkpoint.tensors)
     return manifest.stage_index + 1, None
 
 

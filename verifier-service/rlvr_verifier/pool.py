@@ -40,7 +40,7 @@ class PoolBusyError(RuntimeError):
     """Too many items are waiting."""
 
 
-class _Died(RuntimeError):
+class _WorkerDiedError(RuntimeError):
     """The worker's pipe closed without an answer."""
 
 
@@ -59,7 +59,7 @@ class _Worker:
         try:
             if not self.ready:
                 if not self._pipe.poll(START_SECONDS):
-                    raise _Died(f"not ready within {START_SECONDS:.0f} s")
+                    raise _WorkerDiedError(f"not ready within {START_SECONDS:.0f} s")
                 self._pipe.recv_bytes(MAX_ANSWER_BYTES)
                 self.ready = True
             self._pipe.send_bytes(json.dumps(message).encode())
@@ -68,7 +68,7 @@ class _Worker:
             self.items += 1
             answer = json.loads(self._pipe.recv_bytes(MAX_ANSWER_BYTES))
         except (EOFError, OSError) as error:
-            raise _Died(str(error)) from error
+            raise _WorkerDiedError(str(error)) from error
         # Plain JSON, never pickle: what a scorer was made to do by a completion must not reach this process.
         return answer if isinstance(answer, str) else Score(VerdictStatus(answer[0]), float(answer[1]), str(answer[2]))
 
@@ -104,7 +104,7 @@ class WorkerPool:
             for attempt in (1, 2):
                 try:
                     return await self._once((environment, dict(payload), completion, truncated))
-                except _Died as error:
+                except _WorkerDiedError as error:
                     logger.warning("a scorer's process died (try %d of 2): %s", attempt, error)
         finally:
             self.waiting -= 1
@@ -152,6 +152,6 @@ def _serve(pipe: Connection, job_json: str) -> None:
         try:
             score = environments[name].score(payload, completion, truncated)
             answer = json.dumps([score.status.value, score.score, score.reason])
-        except Exception as error:  # the border of the process: the parent makes an infra_error of it
+        except Exception as error:  # noqa: BLE001 - the border of the process: the parent makes an infra_error of it
             answer = json.dumps(f"{type(error).__name__} in the scorer")
         pipe.send_bytes(answer.encode())

@@ -242,14 +242,10 @@ class RlvrStage:
         prune(self._run.store, self._keys, keep, self._run.context.attempt)
 
     def _note(self, batch: Batch, report: StepReport, published: PublishReport | None, seconds: float, tokens: int) -> None:
-        metrics = _step_metrics(self._keys, self._step, self._run, batch, report, seconds)
-        metrics = metrics.model_copy(
-            update={
-                "phase_seconds": {phase.value: value for phase, value in self._phases.items()},
-                "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
-                "engines": len(self._run.publisher.clean_engines()),
-            }
-        )
+        phases = {phase.value: value for phase, value in self._phases.items()}
+        metrics = _step_metrics(self._keys, self._step, self._run, batch, report, seconds, phases)
+        paused = max(published.paused_seconds.values(), default=None) if published is not None else None
+        metrics = metrics.model_copy(update={"paused_seconds": paused, "engines": len(self._run.publisher.clean_engines())})
         self._phases = {}
         self._run.metrics.write(metrics)
         self._run.instruments.record(metrics)
@@ -276,7 +272,9 @@ def _levels(curriculum: Mapping[str, JsonValue]) -> dict[str, int]:
     return {name: state["level"] for name, state in curriculum.items() if isinstance(state, dict) and isinstance(state["level"], int)}
 
 
-def _step_metrics(keys: StageKeys, step: int, run: Run, batch: Batch, report: StepReport, seconds: float) -> StepMetrics:
+def _step_metrics(
+    keys: StageKeys, step: int, run: Run, batch: Batch, report: StepReport, seconds: float, phases: dict[str, float]
+) -> StepMetrics:
     groups = batch.groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     statuses = Counter(rollout.verdict.status.value for rollout in rollouts)
@@ -296,6 +294,7 @@ def _step_metrics(keys: StageKeys, step: int, run: Run, batch: Batch, report: St
         levels=_levels(batch.curriculum),
         generate_seconds=_mean(groups, "generate_seconds"),
         score_seconds=_mean(groups, "score_seconds"),
+        phase_seconds=phases,
         tokens_per_second=sum(len(rollout.token_ids) for rollout in rollouts) / seconds,
         **report.metrics(),
     )

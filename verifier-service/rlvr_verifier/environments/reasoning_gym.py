@@ -1,7 +1,7 @@
 """Tasks of reasoning-gym whose scorers neither run the answer nor pay for junk.
 
-The list is of version 0.1.25. Left out are the nine tasks that evaluate the model's answer as code, those that pay for any text, a constant,
-padding or the answer of another instance, and those whose score depends on the hash seed. Scores are binarised: only 1 is right.
+The list is of version 0.1.25. Left out are the nine tasks that evaluate the model's answer as code, those that pay for any text, a
+constant, padding or the answer of another instance, and those whose score depends on the hash seed. Scores are binarised: only 1 is right.
 """
 
 import difflib
