@@ -137,9 +137,7 @@ def test_attention_of_other_kinds_is_refused(option):
 def test_attention_in_blocks_equals_one_masked_attention(lengths, block_tokens, seed):
     packed = pack(make_trees(lengths), block_tokens)
     generator = torch.Generator().manual_seed(seed)
-    query, key, value = (
-        torch.randn(1, heads, len(packed.token_ids), 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)
-    )
+    query, key, value = (torch.randn(1, heads, len(packed.token_ids), 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
     found, _ = attend_trees(torch.nn.Identity(), query, key, value, None, scaling=0.3, attention_plan=packed.attention)
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key.repeat_interleave(2, 1)) * 0.3
     weights = scores.masked_fill(~dense_mask(packed.attention), -torch.inf).softmax(-1)
@@ -152,4 +150,3 @@ def test_a_plan_moves_with_its_masks():
     moved = plan.to(torch.device("meta"))
     assert [block.mask.device.type for block in moved.blocks] == ["meta"]
     assert moved.depth == plan.depth == 5
-

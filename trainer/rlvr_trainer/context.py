@@ -57,7 +57,5 @@ def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
 def _require(environ: Mapping[str, str], name: Variable) -> str:
     value = environ.get(name)
     if not value:
-        raise BadInputError(
-            f"the environment variable {name} is not set; start the learner with `rlvr run` or the operator"
-        )
+        raise BadInputError(f"the environment variable {name} is not set; start the learner with `rlvr run` or the operator")
     return value
