@@ -127,7 +127,7 @@ def test_attention_of_other_kinds_is_refused(option):
     heads, plan = torch.zeros(1, 2, 4, 8), pack(make_trees([(3, [2])]), 8).attention
     with pytest.raises(ValueError, match=f"needs {option}"):
         attend_trees(torch.nn.Identity(), heads, heads, heads, None, attention_plan=plan, **{option: 1.0})
-    with pytest.raises(ValueError, match="attends over 3 tokens only, and a sequence may have 4: set model.maxModelLen to at most 3"):
+    with pytest.raises(ValueError, match=r"attends over 3 tokens only, and a sequence may have 4: set model\.maxModelLen to at most 3"):
         attend_trees(torch.nn.Identity(), heads, heads, heads, None, attention_plan=plan, sliding_window=3)
     with pytest.raises(ValueError, match="needs `attention_plan`"):
         attend_trees(torch.nn.Identity(), heads, heads, heads, None)

@@ -1,6 +1,7 @@
 """Weight versions are never used twice, and a token's age counts optimizer steps."""
 
 import pytest
+
 from rlvr_trainer.versions import KEPT_VERSIONS, UnknownVersionError, VersionHistory
 
 

@@ -8,7 +8,7 @@ import torch
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
 
 Stage = Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], None]
-"""Takes the tensors of an update, one bucket after the other; they are views of staging buffers that stay as they are until the next one."""
+"""Takes the tensors of an update, one bucket after the other; views of staging buffers that stay as they are until the next."""
 
 FindDead = Callable[[Sequence[int]], Sequence[int]]
 """Which of these silent ranks are known to be dead."""
