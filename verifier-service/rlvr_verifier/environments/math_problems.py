@@ -23,10 +23,12 @@ TAIL_CHARACTERS = 8_192
 """The answer stands at the end; no more than this is searched for it."""
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([+-]?\d+)\}\{(\d+)\}|([+-]?\d+)\s*/\s*(\d+)", re.ASCII)
-_RELATION = re.compile(r"[=<>≠≤≥≈∼]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|equiv|cong|neg|lnot|not|in|notin|subset|propto|to|implies|iff)\b")
-_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname)\b|[A-Za-z]{4,}(?<!sqrt)(?<!frac)")
+_RELATION = re.compile(
+    r"[=<>≠≤≥≈∼]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|equiv|cong|neg|lnot|not|in|notin|subset|propto|to|implies|iff)(?![A-Za-z])"
+)
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname)(?![A-Za-z])|[A-Za-z]{4,}(?<!sqrt)(?<!frac)")
 _UNDONE = re.compile(
-    r"\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|lcm|mod|pmod|bmod|cdot|times|div|log|ln|exp|sin|cos|tan|frac\{d)\b|!|\bd/d|\*|\d\s*[+]\s*\d|%|\\%"
+    r"\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|lcm|mod|pmod|bmod|cdot|times|div|log|ln|exp|sin|cos|tan|frac\{d)(?![A-Za-z])|!|\bd/d|\*|\d\s*[+]\s*\d|%|\\%"
 )
 _COMMAND_WORD = re.compile(r"\\[A-Za-z]+")
 
@@ -135,7 +137,7 @@ def _gate(problem: str, answer: str, *, gold_is_number: bool) -> str:
     if _RELATION.search(answer):
         return "the answer is a relation, not a value"
     words = _COMMAND_WORD.sub(" ", answer)
-    if _TEXT.search(words) or re.search(r"\\(?:text|mathrm|mbox|textbf|operatorname)\b", answer):
+    if _TEXT.search(words) or re.search(r"\\(?:text|mathrm|mbox|textbf|operatorname)(?![A-Za-z])", answer):
         return "the answer has words in it"
     if gold_is_number and _UNDONE.search(answer):
         return "the answer is left to be worked out"

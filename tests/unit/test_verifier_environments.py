@@ -1,0 +1,157 @@
+"""Verdicts of the environments: right answers are paid, and what only looks like an answer is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlvr_api.environments import Arithmetic, EnvironmentSpec, Math, ReasoningGym
+from rlvr_api.spec import Storage
+from rlvr_api.wire import VerdictStatus
+from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
+from rlvr_verifier.environments.base import EnvironmentSetupError
+from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.math_problems import MathEnvironment, judge
+from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
+from rlvr_verifier.seal import Seal, UnknownKeyError
+
+SUMS = ArithmeticEnvironment(EnvironmentSpec(name="sums", arithmetic=Arithmetic()))
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_training_and_held_out_sums_are_disjoint_whatever_their_order(level: int) -> None:
+    held_out = {SUMS.sample("heldOut", seed, level).problem_id for seed in range(SUMS.held_out_tasks(level))}
+    assert len(held_out) == SUMS.held_out_tasks(level) >= 5
+    assert held_out.isdisjoint(SUMS.sample("train", seed, level).problem_id for seed in range(500))
+    assert SUMS.sample("train", 7, level) == SUMS.sample("train", 7, level)
+
+
+@pytest.mark.parametrize(
+    ("completion", "status"),
+    [
+        ("7", VerdictStatus.PASS),
+        ("3 + 4 = 7", VerdictStatus.PASS),
+        ("7 or 8", VerdictStatus.FAIL),
+        ("", VerdictStatus.INVALID),
+        ("seven", VerdictStatus.INVALID),
+        ("٧", VerdictStatus.INVALID),
+        ("９", VerdictStatus.INVALID),
+        ("9" * 5000, VerdictStatus.INVALID),
+        ("\ufffd\x00-7", VerdictStatus.FAIL),
+    ],
+)
+def test_the_last_integer_is_the_answer(completion: str, status: VerdictStatus) -> None:
+    assert SUMS.score({"answer": "7", "extraction": "lastInteger"}, completion, False).status is status
+
+
+def test_exact_takes_nothing_but_the_integer() -> None:
+    payload = {"answer": "-7", "extraction": "exact"}
+    assert SUMS.score(payload, " -7\n", False).status is VerdictStatus.PASS
+    assert SUMS.score(payload, "it is -7", False).status is VerdictStatus.INVALID
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("7", "7"),
+        ("7", "7."),
+        ("1/3", r"\frac{1}{3}"),
+        ("0.5", "1/2"),
+        ("1000", r"1\,000"),
+        ("1000", "1,000"),
+        ("60", r"60^\circ"),
+        ("-2", "-2"),
+    ],
+)
+def test_right_numbers_are_paid_in_every_notation(gold: str, answer: str) -> None:
+    assert judge("What is it?", gold, f"So \\boxed{{{answer}}}").status is VerdictStatus.PASS
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("1/3", r"\int_0^1 x^2 dx"),
+        ("5050", r"\sum_{i=1}^{100} i"),
+        ("7006652", r"1234\cdot5678"),
+        ("120", r"\binom{10}{3}"),
+        ("6", r"\gcd(12,18)"),
+        ("3", r"10 \mod 7"),
+        ("720", "6!"),
+        ("7", "3+4"),
+        ("7", "8=7"),
+        ("7", r"\ne 7"),
+        ("7", r"\ge 7"),
+        ("7", r"\approx 7"),
+        ("7", r"\neg 7"),
+        ("7", r"7\%"),
+        ("12", r"12 \text{ (or 13)}"),
+        ("7", r"7\text{ is wrong}"),
+        ("5", "y=5"),
+        ("0.00000012", "0.00000034"),
+        ("1/3", "0.3333334"),
+        ("7", "٧"),
+        ("7", ""),
+        ("7", r"9^{9^{9^9}}"),
+        ("7", "(" * 3000),
+        ("7", "1" * 5000),
+        ("7", "0/0"),
+        ("7", "nan"),
+        ("7", "7 or 8"),
+    ],
+)
+def test_echoes_relations_and_junk_are_not_paid(gold: str, answer: str) -> None:
+    assert judge(r"Compute \int_0^1 x^2 dx.", gold, f"\\boxed{{{answer}}}").score == 0.0
+
+
+def test_two_different_boxes_are_no_answer_and_thinking_does_not_count() -> None:
+    assert judge("?", "7", r"\boxed{1} \boxed{7}").status is VerdictStatus.INVALID
+    assert judge("?", "7", r"<think>\boxed{1}</think> \boxed{7}").status is VerdictStatus.PASS
+    assert judge("?", "7", "7").status is VerdictStatus.INVALID
+
+
+def test_symbolic_answers_are_compared_by_math_verify() -> None:
+    assert judge("Differentiate.", "2x+1", r"\boxed{1+2x}").status is VerdictStatus.PASS
+    assert judge("Differentiate.", "2x+1", r"\boxed{2x-1}").status is VerdictStatus.FAIL
+
+
+def open_dataset(path: Path, lines: list[str]) -> MathEnvironment:
+    path.write_text("\n".join(lines))
+    spec = EnvironmentSpec(name="math", math=Math(dataset=f"file://{path}", held_out=0.3))
+    return MathEnvironment(spec, DatasetReader(Storage(), {}))
+
+
+def test_a_dataset_is_split_by_problem_and_faults_are_listed_by_line(tmp_path: Path) -> None:
+    rows = [json.dumps({"problem": f"What is {n} plus one?", "answer": str(n + 1)}) for n in range(60)]
+    environment = open_dataset(tmp_path / "good.jsonl", rows)
+    held_out = {environment.sample("heldOut", seed, 0).problem_id for seed in range(environment.held_out_tasks(0))}
+    assert 5 < len(held_out) < 35
+    assert held_out.isdisjoint(environment.sample("train", seed, 0).problem_id for seed in range(60))
+    with pytest.raises(EnvironmentSetupError, match=r"line 2 is not JSON.*line 3 has no text answer"):
+        open_dataset(tmp_path / "bad.jsonl", [rows[0], "{", '{"problem": "x"}'])
+    with pytest.raises(EnvironmentSetupError, match="line 2 repeats the problem of line 1"):
+        open_dataset(tmp_path / "twice.jsonl", [rows[0], rows[0]])
+    with pytest.raises(EnvironmentSetupError, match="cannot be read"):
+        MathEnvironment(EnvironmentSpec(name="m", math=Math(dataset="file:///nowhere.jsonl")), DatasetReader(Storage(), {}))
+
+
+def test_reasoning_gym_takes_safe_tasks_only() -> None:
+    with pytest.raises(EnvironmentSetupError, match="'countdown' is unknown or its scorer is not safe"):
+        ReasoningGymEnvironment(EnvironmentSpec(name="x", reasoning_gym=ReasoningGym(task="countdown")))
+    environment = ReasoningGymEnvironment(EnvironmentSpec(name="x", reasoning_gym=ReasoningGym(task="chain_sum")))
+    task = environment.sample("train", 5, 0)
+    assert environment.score(task.payload, "banana", False).score == 0.0
+    assert environment.score(task.payload, "", False).status is VerdictStatus.INVALID
+
+
+def test_a_key_opens_only_where_it_was_sealed_and_hides_the_answer() -> None:
+    seal = Seal(b"k" * 32)
+    key = seal.close({"answer": "123456"}, "sums", "1")
+    assert "123456" not in key
+    assert seal.open(key, "sums", "1") == {"answer": "123456"}
+    for opened in (
+        lambda: seal.open(key, "other", "1"),
+        lambda: Seal(b"x" * 32).open(key, "sums", "1"),
+        lambda: seal.open("junk", "sums", "1"),
+    ):
+        with pytest.raises(UnknownKeyError, match="sample the task again"):
+            opened()
