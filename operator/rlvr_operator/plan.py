@@ -201,7 +201,8 @@ def _storage_env(addresses: Addresses) -> dict[str, str]:
 
 def _cpu_flags(job: RLVRJob) -> tuple[str, ...]:
     own_block_size = "block-size" in job.spec.rollouts.engine_args
-    return ("--enforce-eager", *(() if own_block_size else ("--block-size", str(CPU_BLOCK_SIZE))))
+    # A prompt that is prefilled in chunks makes vLLM rewind the request's seeded generator, which CPU generators cannot do: the engine dies.
+    return ("--enforce-eager", "--no-enable-chunked-prefill", *(() if own_block_size else ("--block-size", str(CPU_BLOCK_SIZE))))
 
 
 def _gpu_flags(job: RLVRJob) -> tuple[str, ...]:

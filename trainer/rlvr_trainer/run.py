@@ -68,6 +68,8 @@ class Run:
     instruments: StepInstruments
     evaluation: EvaluationPlan
     versions: VersionHistory
+    published: bool = False
+    """This attempt has published weights, which engines that come back can be given."""
 
     def check(self) -> None:
         """Do what must not wait: stop when asked to, and bring engines that came back up to date.
@@ -77,6 +79,8 @@ class Run:
         """
         if self.stop.is_set():
             raise StopRequestedError
+        if not self.published:
+            return
         waiting = [name for name, state in self.publisher.states().items() if state.status is EngineStatus.DIRTY]
         if waiting:
             report = self.publisher.sync_joiners(self._weights(), self.versions.current)
@@ -116,6 +120,7 @@ class Run:
         deadline = time.monotonic() + self.context.job.spec.deadlines.provisioning_seconds
         with tracer().start_as_current_span(SpanName.PUBLISH_WEIGHTS, attributes={Attribute.WEIGHT_VERSION: version}):
             report = self.publisher.publish(self._weights(), version)
+            self.published = True
             while not self.publisher.clean_engines():
                 if time.monotonic() > deadline:
                     raise NoEngineError(f"no engine took weight version {version}: {_reasons(self.publisher)}; look at the engines' logs")
