@@ -108,7 +108,8 @@ class Rollouts(ApiModel):
 
 RESERVED_ENGINE_ARGS = frozenset({
     "model", "host", "port", "dtype", "max-model-len", "served-model-name", "enable-scale-out", "logprobs-mode", "weight-transfer-config",
-    "generation-config", "tensor-parallel-size", "otlp-traces-endpoint", "api-key", "enforce-eager", "enable-chunked-prefill", "no-enable-chunked-prefill", "config", "uds", "root-path",
+    "generation-config", "tensor-parallel-size", "otlp-traces-endpoint", "api-key", "enforce-eager",
+    "enable-chunked-prefill", "no-enable-chunked-prefill", "config", "uds", "root-path",
     "ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "disable-uvicorn-access-log",
 })  # fmt: skip
 

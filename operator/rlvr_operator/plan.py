@@ -201,7 +201,7 @@ def _storage_env(addresses: Addresses) -> dict[str, str]:
 
 def _cpu_flags(job: RLVRJob) -> tuple[str, ...]:
     own_block_size = "block-size" in job.spec.rollouts.engine_args
-    # A prompt that is prefilled in chunks makes vLLM rewind the request's seeded generator, which CPU generators cannot do: the engine dies.
+    # A prompt prefilled in chunks makes vLLM rewind the request's seeded generator, which CPU generators cannot do: the engine dies.
     return ("--enforce-eager", "--no-enable-chunked-prefill", *(() if own_block_size else ("--block-size", str(CPU_BLOCK_SIZE))))
 
 
