@@ -31,7 +31,7 @@ def plan_layout(tensors: Mapping[str, torch.Tensor], dtype: WireDtype, bucket_by
         if not tensor.dtype.is_floating_point:
             raise ValueError(f"tensor '{name}' is {tensor.dtype}, and weights travel as {dtype}: leave it out of the mapping")
         size = tensor.numel() * DTYPE_BYTES[dtype]
-        if slots and _aligned(end) + size > bucket_bytes:
+        if end and _aligned(end) + size > bucket_bytes:
             buckets.append(Bucket(size_bytes=end, slots=tuple(slots)))
             slots, end = [], 0
         slot = TensorSlot(name=name, shape=tuple(tensor.shape), dtype=dtype, offset_bytes=_aligned(end))

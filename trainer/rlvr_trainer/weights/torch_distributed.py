@@ -24,16 +24,23 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed
 from pydantic import ValidationError
 
 from rlvr_api.spec import TorchDistributed
 from rlvr_trainer.weights.buckets import bytes_as_they_are, pack_bucket, unpack_bucket
+from rlvr_trainer.weights.collectives import (
+    BroadcastBrokenError,
+    address_towards,
+    broadcast_from_learner,
+    dist,
+    first_line,
+    form_group,
+    wait_for,
+)
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
 from rlvr_trainer.weights.transport import FindDead, Stage
 
 log = logging.getLogger("rlvr.weights")
-dist: Any = torch.distributed  # its types hide the stores and options
 
 CLOSED = b"closed"
 SEND_BUFFERS = 3
@@ -41,10 +48,6 @@ LIVENESS_SECONDS = 1.0
 """A silent rank is looked after this often."""
 QUIET_SECONDS = 3600.0
 """A worker waits for the next update as long as the store lives; it looks up once in this time."""
-
-
-class BroadcastBrokenError(RuntimeError):
-    """The group cannot be used any more; the message is that of the library."""
 
 
 def open_rendezvous(advertised_host: str, settings: TorchDistributed, timeout_seconds: float) -> "Rendezvous":
@@ -94,7 +97,7 @@ class Rendezvous:
         """The learner's end of a new group, which is not connected yet. `device` is that of the tensors to send."""
         store = dist.PrefixStore(_prefix(attempt, epoch), self._store)
         self._buffers = _fitting(self._buffers, _packed_sizes(layout), device)
-        return Sender(store, self._host, world_size, layout, device, self._timeout_seconds, self._buffers)
+        return Sender(store, self._host, world_size, layout, self._buffers, self._timeout_seconds)
 
     def close(self) -> None:
         """Close the store: workers that wait for an update leave their groups."""
@@ -105,24 +108,17 @@ class Sender:
     """The learner's end of one epoch's group."""
 
     def __init__(
-        self,
-        store: Any,
-        host: str,
-        world_size: int,
-        layout: Layout,
-        device: torch.device,
-        timeout_seconds: float,
-        buffers: Sequence[torch.Tensor],
+        self, store: Any, host: str, world_size: int, layout: Layout, buffers: Sequence[torch.Tensor], timeout_seconds: float
     ) -> None:
         self._store = store
         self._host = host
         self._world_size = world_size
         self._layout = layout
-        self._device = device
+        self._buffers = buffers
+        self._device = buffers[0].device
         self._timeout_seconds = timeout_seconds
         self._group: Any = None
         self._sequence = -1
-        self._buffers = buffers
 
     def await_members(self, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have answered the invitation, are dead, or the time is up."""
@@ -135,7 +131,7 @@ class Sender:
             BroadcastBrokenError: a rank did not connect in time.
         """
         collective = "nccl" if self._device.type == "cuda" else "gloo"
-        self._group = _form_group(collective, self._store, 0, self._world_size, self._host, self._timeout_seconds)
+        self._group = form_group(collective, self._store, 0, self._world_size, self._host, self._timeout_seconds)
 
     def send(self, tensors: Mapping[str, torch.Tensor], header: UpdateHeader, on_last_bucket: Callable[[], None]) -> None:
         """Broadcast the tensors of the layout, cast to its dtype; `on_last_bucket` is called once, when only little is left to send.
@@ -157,7 +153,7 @@ class Sender:
                 pack_bucket(bucket, tensors, buffer)
             if index == last:
                 on_last_bucket()
-            in_flight.append(_broadcast(self._group, buffer))
+            in_flight.append(broadcast_from_learner(self._group, buffer))
         while in_flight:
             self._wait(in_flight.popleft())
 
@@ -180,7 +176,7 @@ class Sender:
             group.abort()
 
     def _wait(self, work: Any) -> None:
-        _wait(work, self._group, self._timeout_seconds, self._device)
+        wait_for(work, self._group, self._timeout_seconds, self._device)
 
     def _await(self, key: Callable[[int], str], ranks: Sequence[int], find_dead: FindDead) -> dict[int, Acknowledgement]:
         answers: dict[int, Acknowledgement] = {}
@@ -214,6 +210,7 @@ class Receiver:
         self._stage = stage
         self._group: Any = None
         self._closed = False
+        self._lock = threading.Lock()
         self._staged: UpdateHeader | None = None
         self._outbox: Any = None
         self._buffers = buffers
@@ -227,6 +224,14 @@ class Receiver:
         """The update whose weights are complete and wait for their swap."""
         return None if self._closed else self._staged
 
+    def take_staged(self, header: UpdateHeader) -> bool:
+        """Whether that update is staged; it counts as staged no more."""
+        with self._lock:
+            if self._closed or self._staged != header:
+                return False
+            self._staged = None
+            return True
+
     def report_settled(self, header: UpdateHeader, error: str) -> None:
         """Tell the learner that the work after a swap is done; an empty error is success."""
         answer = Acknowledgement(outcome="refused" if error else "done", message=error)
@@ -235,7 +240,6 @@ class Receiver:
     def close(self) -> None:
         """Leave the group; it does not wait for the thread, which ends when its connections do or at its time-out."""
         self._closed = True
-        self._staged = None
 
     def release_buffers(self) -> list[torch.Tensor]:
         """The staging memory of a receiver whose thread has ended; nothing while it may still write there."""
@@ -250,7 +254,7 @@ class Receiver:
         except (BroadcastBrokenError, RuntimeError, OSError, ValidationError) as error:
             # The border of the thread: the store or the group is gone, or the learner spoke nonsense. The engine goes on with old weights.
             if not self._closed:
-                log.warning("left weight group: attempt %d, epoch %d: %s", *self._invitation.order, _first_line(error))
+                log.warning("left weight group: attempt %d, epoch %d: %s", *self._invitation.order, first_line(error))
         finally:
             self._group = None
 
@@ -263,15 +267,16 @@ class Receiver:
         )
         self._outbox = outbox
         self._answer(f"joined/{self._rank}", Acknowledgement(outcome="done"))
-        host = _address_towards(*address)
-        self._group = _form_group(invitation.collective, inbox, self._rank, invitation.world_size, host, invitation.timeout_seconds)
+        host = address_towards(*address)
+        self._group = form_group(invitation.collective, inbox, self._rank, invitation.world_size, host, invitation.timeout_seconds)
         sequence = 0
         while not self._closed and (message := self._next(inbox, sequence)) is not None:
             header = UpdateHeader.model_validate_json(message)
             answer = self._receive(header)
             if self._closed:
                 return
-            self._staged = header if answer.outcome == "done" else None
+            if answer.outcome == "done":
+                self._staged = header
             self._answer(f"staged/{header.sequence}/{self._rank}", answer)
             if answer.outcome == "cut":
                 return
@@ -290,9 +295,10 @@ class Receiver:
         return None
 
     def _receive(self, header: UpdateHeader) -> Acknowledgement:
-        self._staged = None
+        with self._lock:
+            self._staged = None
         self._buffers = _fitting(self._buffers, [bucket.size_bytes for bucket in self._invitation.layout.buckets], self._device)
-        works = deque(_broadcast(self._group, buffer) for buffer in self._buffers)
+        works = deque(broadcast_from_learner(self._group, buffer) for buffer in self._buffers)
         try:
             try:
                 self._stage(self._arriving(works))
@@ -300,11 +306,11 @@ class Receiver:
                 while works:
                     self._wait(works.popleft())
         except BroadcastBrokenError as error:
-            return Acknowledgement(outcome="cut", message=_first_line(error))
+            return Acknowledgement(outcome="cut", message=first_line(error))
         except Exception as error:  # the border to the model's own loading code, which raises what it likes
             if not self._closed:
                 log.exception("cannot stage weights of version %d", header.version)
-            return Acknowledgement(outcome="refused", message=f"{type(error).__name__}: {_first_line(error)}")
+            return Acknowledgement(outcome="refused", message=f"{type(error).__name__}: {first_line(error)}")
         return Acknowledgement(outcome="done")
 
     def _arriving(self, works: deque[Any]) -> Iterator[Sequence[tuple[str, torch.Tensor]]]:
@@ -314,7 +320,7 @@ class Receiver:
             yield tuple(unpack_bucket(bucket, buffer))
 
     def _wait(self, work: Any) -> None:
-        _wait(work, self._group, self._invitation.timeout_seconds, self._device)
+        wait_for(work, self._group, self._invitation.timeout_seconds, self._device)
 
     def _answer(self, key: str, answer: Acknowledgement) -> None:
         # A learner that is gone needs no answer, and its successor invites anew.
@@ -340,62 +346,3 @@ def _prefix(attempt: int, epoch: int) -> str:
 
 def _update_key(sequence: int) -> str:
     return f"update/{sequence}"
-
-
-def _form_group(collective: str, store: Any, rank: int, world_size: int, host: str, timeout_seconds: float) -> Any:
-    backend: Any = dist.ProcessGroupNCCL if collective == "nccl" else dist.ProcessGroupGloo
-    try:
-        if collective == "nccl":
-            options = backend.Options()
-            # The library's own time-out ends the process; ours, in `_wait`, ends the group.
-            options._timeout = timedelta(days=7)
-        else:
-            options = backend._Options()
-            options._devices = [backend.create_device(hostname=host)]
-            options._timeout = timedelta(seconds=timeout_seconds)
-        return backend(store, rank, world_size, options)
-    except RuntimeError as error:
-        raise BroadcastBrokenError(f"the weight group did not form within {timeout_seconds:g} s: {_first_line(error)}") from error
-
-
-def _broadcast(group: Any, buffer: torch.Tensor) -> Any:
-    options = dist.BroadcastOptions()
-    options.rootRank, options.rootTensor = 0, 0
-    try:
-        return group.broadcast([buffer], options)
-    except RuntimeError as error:
-        raise BroadcastBrokenError(_first_line(error)) from error
-
-
-def _wait(work: Any, group: Any, timeout_seconds: float, device: torch.device) -> None:
-    try:
-        if device.type == "cuda":
-            _wait_on_device(work, group, timeout_seconds)
-        else:
-            work.wait()
-    except RuntimeError as error:
-        raise BroadcastBrokenError(_first_line(error)) from error
-
-
-def _wait_on_device(work: Any, group: Any, timeout_seconds: float) -> None:
-    # `Work.wait` of NCCL orders streams and returns at once; a buffer may be used again only when the transfer is over.
-    deadline = time.monotonic() + timeout_seconds
-    while not work.is_completed():
-        if time.monotonic() > deadline:
-            group.abort()
-            raise BroadcastBrokenError(f"a broadcast took longer than {timeout_seconds:g} s")
-        time.sleep(0.0005)
-    work.wait()
-
-
-def _address_towards(host: str, port: int) -> str:
-    # The address under which this machine reaches the learner is one under which the others reach this machine. Nothing is sent.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))
-        address: str = probe.getsockname()[0]
-        return address
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

@@ -59,6 +59,9 @@ class Receiver(Protocol):
     def staged_header(self) -> UpdateHeader | None:
         """The update whose weights are complete and wait for their swap."""
 
+    def take_staged(self, header: UpdateHeader) -> bool:
+        """Whether that update is staged; it counts as staged no more, for its memory is about to be exchanged."""
+
     def report_settled(self, header: UpdateHeader, error: str) -> None:
         """Tell the learner that the work after a swap is done; an empty error is success."""
 
@@ -72,12 +75,5 @@ class Transport(Protocol):
     def open_rendezvous(self, advertised_host: str, settings: Any, timeout_seconds: float) -> Rendezvous:
         """The learner's end."""
 
-    def make_receiver(
-        self,
-        invitation: Invitation,
-        rank: int,
-        device: torch.device,
-        stage: Stage,
-        previous: Any,
-    ) -> Receiver:
+    def make_receiver(self, invitation: Invitation, rank: int, device: torch.device, stage: Stage, previous: Any) -> Receiver:
         """A worker's end. `stage` gets the tensors of each bucket as it arrives; `previous` is the receiver that this one replaces."""

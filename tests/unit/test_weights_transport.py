@@ -1,0 +1,335 @@
+"""Both ends of the gloo transport, without vLLM: learner and workers in this process, and a worker in another one to be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from rlvr_api.spec import TorchDistributed
+from rlvr_trainer.weights import load_transport
+from rlvr_trainer.weights.buckets import plan_layout
+from rlvr_trainer.weights.collectives import BroadcastBrokenError
+from rlvr_trainer.weights.follower import SupersededError, WeightFollower
+from rlvr_trainer.weights.protocol import Invitation, SwapOrder, UpdateHeader
+
+CPU = torch.device("cpu")
+TRANSPORT = load_transport("torch_distributed")
+
+
+class DictInstallation:
+    """Weights as a dictionary. `on_bucket` is called for each bucket that arrives, `on_settle` after each swap."""
+
+    def __init__(self, on_bucket=lambda bucket: None, on_settle=lambda: None):
+        self.live, self._arriving, self.on_bucket, self.on_settle = {}, {}, on_bucket, on_settle
+
+    def stage(self, buckets):
+        self._arriving = {}
+        for bucket in buckets:
+            self.on_bucket(bucket)
+            self._arriving |= {name: tensor.clone() for name, tensor in bucket}
+
+    def swap(self):
+        self.live = self._arriving
+
+    def settle(self):
+        self.on_settle()
+
+
+def make_tensors(seed, count=6, size=1000):
+    generator = torch.Generator().manual_seed(seed)
+    return {f"layers.{index}.weight": torch.randn(size, generator=generator) for index in range(count)}
+
+
+def no_one_is_dead(ranks):
+    return ()
+
+
+class Learner:
+    """The learner's end, with the HTTP calls replaced by calls to followers."""
+
+    def __init__(self, timeout_seconds=10.0, attempt=1):
+        self.timeout_seconds, self.attempt, self.epoch = timeout_seconds, attempt, 0
+        self.rendezvous = TRANSPORT.open_rendezvous("127.0.0.1", TorchDistributed(), timeout_seconds)
+        self.senders = []
+
+    def invitation(self, layout, world_size, rank):
+        host, port = self.rendezvous.address
+        return Invitation(
+            attempt=self.attempt, epoch=self.epoch, world_size=world_size, rank_offset=rank, store_host=host, store_port=port,
+            collective="gloo", timeout_seconds=self.timeout_seconds, layout=layout,
+        )  # fmt: skip
+
+    def form(self, layout, followers, invite=lambda invitation: None, others=0):
+        self.epoch += 1
+        world_size = 1 + len(followers) + others
+        for rank, follower in enumerate(followers, start=1):
+            follower.accept(self.invitation(layout, world_size, rank), 0)
+        for rank in range(1 + len(followers), world_size):
+            invite(self.invitation(layout, world_size, rank))
+        sender = self.rendezvous.open_group(self.attempt, self.epoch, world_size, layout, CPU)
+        self.senders.append(sender)
+        answers = sender.await_members(list(range(1, world_size)), no_one_is_dead)
+        assert all(answer.outcome == "done" for answer in answers.values()), answers
+        sender.connect()
+        return sender
+
+    def order(self, sequence, version, **changes):
+        return SwapOrder(attempt=self.attempt, epoch=self.epoch, sequence=sequence, version=version).model_copy(update=changes)
+
+    def close(self):
+        for sender in self.senders:
+            sender.close()
+        self.rendezvous.close()
+
+
+@contextmanager
+def learning(**settings):
+    learner = Learner(**settings)
+    try:
+        yield learner
+    finally:
+        learner.close()
+
+
+def send(sender, tensors, sequence, version, ranks):
+    calls = []
+    sender.send(tensors, UpdateHeader(sequence=sequence, version=version), lambda: calls.append(sequence))
+    assert calls == [sequence]
+    return sender.await_staged(sequence, ranks, no_one_is_dead)
+
+
+def wait_until(condition, what, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.005)
+
+
+def test_updates_reach_all_workers_and_count_only_after_the_swap():
+    installations = [DictInstallation(), DictInstallation()]
+    followers = [WeightFollower(TRANSPORT, installation, CPU) for installation in installations]
+    with learning() as learner:
+        sender = learner.form(plan_layout(make_tensors(0), "bfloat16", 9000), followers)
+        for sequence in range(5):
+            tensors, before = make_tensors(sequence), [installation.live for installation in installations]
+            answers = send(sender, tensors, sequence, 10 + sequence, [1, 2])
+            assert {answer.outcome for answer in answers.values()} == {"done"}
+            assert [installation.live for installation in installations] == before
+            for follower, installation in zip(followers, installations, strict=True):
+                follower.order(learner.order(sequence, 10 + sequence))
+                follower.swap()
+                assert all(torch.equal(installation.live[name], tensor.bfloat16()) for name, tensor in tensors.items())
+            assert {answer.outcome for answer in sender.await_settled(sequence, [1, 2]).values()} == {"done"}
+
+
+def test_messages_of_older_epochs_and_attempts_and_orders_for_other_weights_are_refused():
+    installation = DictInstallation()
+    follower = WeightFollower(TRANSPORT, installation, CPU)
+    tensors = make_tensors(0)
+    layout = plan_layout(tensors, "float32", 9000)
+    with learning(attempt=1) as dead, learning(attempt=2) as learner:
+        dead.form(layout, [follower])
+        sender = learner.form(layout, [follower])
+        with pytest.raises(ValueError, match="attempt 1, epoch 1 is refused: this engine already follows attempt 2, epoch 1"):
+            follower.accept(dead.invitation(layout, 2, 1), 0)
+        with pytest.raises(ValueError, match="attempt 2, epoch 1 is refused"):
+            follower.accept(learner.invitation(layout, 2, 1), 0)
+        with pytest.raises(ValueError, match="has staged nothing; broadcast it first"):
+            follower.order(learner.order(0, 7))
+        send(sender, tensors, 0, 7, [1])
+        with pytest.raises(ValueError, match="an order of attempt 1, epoch 1 is refused"):
+            follower.order(dead.order(0, 7))
+        for wrong in (learner.order(0, 8), learner.order(1, 7), learner.order(0, 7, epoch=2)):
+            with pytest.raises(ValueError, match="is not staged"):
+                follower.order(wrong)
+        with pytest.raises(ValueError, match="no accepted swap order"):
+            follower.swap()
+        with pytest.raises(ValueError, match="is discarded, as asked"):
+            follower.order(learner.order(0, 7, discard=True))
+        assert installation.live == {}
+        follower.order(learner.order(0, 7))
+        follower.swap()
+        assert installation.live.keys() == tensors.keys()
+        with pytest.raises(ValueError, match="is not staged"):
+            follower.order(learner.order(0, 7))
+
+
+def test_a_swap_that_comes_after_the_next_broadcast_has_begun_is_refused():
+    installation = DictInstallation()
+    follower = WeightFollower(TRANSPORT, installation, CPU)
+    with learning() as learner:
+        sender = learner.form(plan_layout(make_tensors(0), "float32", 9000), [follower])
+        send(sender, make_tensors(0), 0, 1, [1])
+        follower.order(learner.order(0, 1))
+        send(sender, make_tensors(1), 1, 2, [1])
+        with pytest.raises(ValueError, match="version 1 is not staged any more"):
+            follower.swap()
+        assert installation.live == {}
+
+
+def test_a_worker_that_cannot_load_says_why_and_one_that_cannot_settle_too():
+    def refuse(bucket):
+        raise KeyError("lm_head.bias")
+
+    def fail():
+        raise RuntimeError("no memory to pack")
+
+    installation = DictInstallation(on_bucket=refuse)
+    follower = WeightFollower(TRANSPORT, installation, CPU)
+    with learning() as learner:
+        sender = learner.form(plan_layout(make_tensors(0), "float32", 9000), [follower])
+        (answer,) = send(sender, make_tensors(0), 0, 1, [1]).values()
+        assert answer.outcome == "refused"
+        assert answer.message == "KeyError: 'lm_head.bias'"
+        installation.on_bucket, installation.on_settle = (lambda bucket: None), fail
+        assert send(sender, make_tensors(0), 1, 2, [1])[1].outcome == "done"
+        follower.order(learner.order(1, 2))
+        follower.swap()
+        (answer,) = sender.await_settled(1, [1]).values()
+        assert (answer.outcome, answer.message) == ("refused", "RuntimeError: no memory to pack")
+
+
+def test_a_new_epoch_uses_the_staging_memory_of_the_last_one():
+    addresses = []
+    follower = WeightFollower(TRANSPORT, DictInstallation(on_bucket=lambda bucket: addresses.append(bucket[0][1].data_ptr())), CPU)
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    with learning() as learner:
+        for _ in range(2):
+            sender = learner.form(layout, [follower])
+            send(sender, make_tensors(0), 0, learner.epoch, [1])
+            thread = f"weights-epoch-{learner.epoch}"
+            sender.close()
+            wait_until(lambda name=thread: all(running.name != name for running in threading.enumerate()), f"{thread} ends")
+    assert len(addresses) == 2 * len(layout.buckets)
+    assert addresses[: len(layout.buckets)] == addresses[len(layout.buckets) :]
+
+
+def test_a_learner_that_is_gone_leaves_the_worker_free_for_the_next():
+    installation = DictInstallation()
+    follower = WeightFollower(TRANSPORT, installation, CPU)
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    with learning(attempt=1) as dead:
+        send(dead.form(layout, [follower]), make_tensors(0), 0, 1, [1])
+    with learning(attempt=2) as learner:
+        send(learner.form(layout, [follower]), make_tensors(5), 0, 2, [1])
+        follower.order(learner.order(0, 2))
+        follower.swap()
+    assert torch.equal(installation.live["layers.0.weight"], make_tensors(5)["layers.0.weight"])
+
+
+class IdleReceiver:
+    """A worker's end that receives nothing."""
+
+    def start(self):
+        pass
+
+    def close(self):
+        pass
+
+
+class HandedTransport:
+    """A transport that hands its workers' `stage` to the test."""
+
+    def __init__(self):
+        self.stages = []
+
+    def make_receiver(self, invitation, rank, device, stage, previous):
+        self.stages.append(stage)
+        return IdleReceiver()
+
+
+def test_a_group_that_was_left_cannot_write_among_the_weights_of_its_successor():
+    transport, written = HandedTransport(), []
+    follower = WeightFollower(transport, DictInstallation(on_bucket=written.append), CPU)
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    invitation = Invitation(
+        attempt=1, epoch=1, world_size=2, rank_offset=1, store_host="127.0.0.1", store_port=1, collective="gloo", timeout_seconds=1.0,
+        layout=layout,
+    )  # fmt: skip
+    follower.accept(invitation, 0)
+
+    def old_buckets():
+        yield (("old", torch.zeros(1)),)
+        follower.accept(invitation.model_copy(update={"epoch": 2}), 0)
+        yield (("old, late", torch.zeros(1)),)
+
+    with pytest.raises(SupersededError):
+        transport.stages[0](old_buckets())
+    transport.stages[1]([(("new", torch.ones(1)),)])
+    assert [name for bucket in written for name, _ in bucket] == ["old", "new"]
+
+
+def test_nccl_is_refused_where_there_is_no_gpu():
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    with learning() as learner:
+        learner.epoch = 1
+        invitation = learner.invitation(layout, 2, 1).model_copy(update={"collective": "nccl"})
+        with pytest.raises(ValueError, match="this worker's device is cpu"):
+            WeightFollower(TRANSPORT, DictInstallation(), CPU).accept(invitation, 0)
+
+
+def serve_until_frozen():
+    """A worker in a process of its own: follows the invitation on stdin, and stops itself when the first bucket is there."""
+    invitation = Invitation.model_validate_json(sys.stdin.readline())
+    WeightFollower(TRANSPORT, DictInstallation(on_bucket=lambda bucket: os.kill(os.getpid(), signal.SIGSTOP)), CPU).accept(invitation, 0)
+    threading.Event().wait(60)
+
+
+@contextmanager
+def frozen_worker():
+    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def state_of(process):
+    with open(f"/proc/{process.pid}/stat") as stat:
+        return stat.read().rsplit(")", 1)[1].split()[0]
+
+
+@pytest.mark.parametrize("fate", ["killed", "frozen"])
+def test_a_worker_that_dies_or_freezes_in_mid_broadcast_ends_it_for_all_within_bounds(fate):
+    installation = DictInstallation()
+    follower = WeightFollower(TRANSPORT, installation, CPU)
+    tensors = make_tensors(0, count=40, size=2**19)
+    layout = plan_layout(tensors, "float32", 2**21)
+    with frozen_worker() as worker, learning(timeout_seconds=2.0) as learner:
+
+        def invite(invitation):
+            worker.stdin.write(invitation.model_dump_json() + "\n")
+            worker.stdin.flush()
+
+        sender = learner.form(layout, [follower], invite, others=1)
+
+        def kill_when_frozen():
+            wait_until(lambda: state_of(worker) == "T", "the worker stops itself")
+            worker.kill()
+
+        killer = threading.Thread(target=kill_when_frozen if fate == "killed" else lambda: None)
+        killer.start()
+        started = time.monotonic()
+        with pytest.raises(BroadcastBrokenError):
+            sender.send(tensors, UpdateHeader(sequence=0, version=1), lambda: None)
+        sender.close()
+        answers = sender.await_staged(0, [1, 2], lambda ranks: [2])
+        killer.join()
+        assert time.monotonic() - started < 3 * learner.timeout_seconds
+        assert answers[2].outcome == "cut"
+        assert installation.live == {}
+        # Those that live go on under the next epoch, with the same version.
+        send(learner.form(layout, [follower]), tensors, 0, 1, [1])
+        follower.order(learner.order(0, 1))
+        follower.swap()
+        assert torch.equal(installation.live["layers.39.weight"], tensors["layers.39.weight"])
+
+
+if __name__ == "__main__":
+    serve_until_frozen()
