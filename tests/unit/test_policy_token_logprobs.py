@@ -34,19 +34,17 @@ def test_logprobs_entropies_and_gradient_are_those_of_log_softmax(temperature, c
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    values, step = logits(), 1e-6
-    for token in range(len(ROWS)):
-        # A graph for each token: the backward pass reuses the memory of the logits, so it runs once.
-        leaf = values.clone().requires_grad_()
-        score_tokens(leaf * 1.0, ROWS, TARGETS, 0.8).logprobs[token].backward()
-        wanted = torch.zeros_like(values)
-        for place in range(values.numel()):
-            moved = [values.clone(), values.clone()]
-            for sign, copy in zip((1, -1), moved, strict=True):
-                copy.view(-1)[place] += sign * step
-            high, low = (score_tokens(copy, ROWS, TARGETS, 0.8).logprobs[token] for copy in moved)
-            wanted.view(-1)[place] = (high - low) / (2 * step)
-        torch.testing.assert_close(leaf.grad, wanted, rtol=1e-6, atol=1e-8)
+    values, weights, step = logits(), torch.arange(1.0, 7.0, dtype=torch.float64), 1e-6
+
+    def objective(flat):
+        return float((score_tokens(flat.reshape(values.shape), ROWS, TARGETS, 0.8).logprobs * weights).sum())
+
+    leaf = values.clone().requires_grad_()
+    (score_tokens(leaf * 1.0, ROWS, TARGETS, 0.8).logprobs * weights).sum().backward()
+    directions = torch.eye(values.numel(), dtype=torch.float64) * step
+    flat = values.flatten()
+    wanted = torch.tensor([(objective(flat + one) - objective(flat - one)) / (2 * step) for one in directions], dtype=torch.float64)
+    torch.testing.assert_close(leaf.grad.flatten(), wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_bfloat16_logits_are_scored_in_float32():

@@ -118,6 +118,8 @@ def attend_trees(
     wanted = [name for name in UNSUPPORTED if options.get(name) is not None]
     if wanted:
         raise ValueError(f"the model's attention needs {', '.join(wanted)}, which training on trees does not support: take another model")
+    # Under autocast, rotated queries and keys are float32 and values are not; kernels want one dtype.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     lengths = [block.length for block in attention_plan.blocks]
     repeats = query.shape[1] // key.shape[1]
     # split, not slices: the gradient of a split is one concatenation, that of each slice would be as large as the whole tensor
