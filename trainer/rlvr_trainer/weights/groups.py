@@ -65,8 +65,9 @@ class WeightGroup:
         try:
             self._sender.send(tensors, header, announce)
         except RuntimeError as error:
-            # Whoever waits for the rest of this broadcast learns of its end when the connections close.
-            log.warning("broadcast of version %d in epoch %d broke: %s", version, self.epoch, error)
+            # Whoever waits for the rest of this broadcast learns of its end when the connections close, and they close only when nobody
+            # holds the group any more: a kept exception would, by its frames.
+            log.warning("broadcast of version %d in epoch %d broke: %s", version, self.epoch, str(error))
             self.broken = True
         if self.broken:
             self._sender.close()

@@ -270,15 +270,17 @@ class Receiver:
         host = address_towards(*address)
         self._group = form_group(invitation.collective, inbox, self._rank, invitation.world_size, host, invitation.timeout_seconds)
         sequence = 0
-        while not self._closed and (message := self._next(inbox, sequence)) is not None:
+        while (message := self._next(inbox, sequence)) is not None:
             header = UpdateHeader.model_validate_json(message)
-            answer = self._receive(header)
-            if self._closed:
-                return
+            answer = (
+                Acknowledgement(outcome="refused", message="this engine has joined a newer group")
+                if self._closed
+                else self._receive(header)
+            )
             if answer.outcome == "done":
                 self._staged = header
             self._answer(f"staged/{header.sequence}/{self._rank}", answer)
-            if answer.outcome == "cut":
+            if self._closed or answer.outcome == "cut":
                 return
             sequence += 1
 
