@@ -12,9 +12,6 @@ import httpx
 
 from rlvr_trainer.weights.protocol import Invitation, SwapOrder
 
-KEEPALIVE_SECONDS = 2.0
-"""Below the 5 s after which vLLM closes an idle connection, so that no request goes out on one that is closing."""
-
 
 class EngineError(RuntimeError):
     """An engine did not do what it was asked to; the message says which, what and why."""
@@ -46,9 +43,12 @@ class ProbeReply:
 
 
 def open_http(engines: int) -> httpx.Client:
-    """The connections to all engines; safe to use from several threads."""
-    limits = httpx.Limits(max_connections=4 * engines + 16, max_keepalive_connections=2 * engines + 8, keepalive_expiry=KEEPALIVE_SECONDS)
-    return httpx.Client(limits=limits, trust_env=False)
+    """The way to all engines; safe to use from several threads.
+
+    Each call has a connection of its own. vLLM closes kept ones when they idle for 5 s and after each error, and a call that meets the
+    closing looks like a dead engine; most calls are not safe to repeat.
+    """
+    return httpx.Client(limits=httpx.Limits(max_connections=4 * engines + 16, max_keepalive_connections=0), trust_env=False)
 
 
 class EngineClient:
