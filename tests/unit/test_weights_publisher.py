@@ -374,6 +374,26 @@ def test_an_engine_that_answers_too_late_holds_nobody_up_for_long(rig):
     released.set()
 
 
+def test_an_engine_that_dies_while_it_settles_is_lost_soon(rig):
+    sound, dying = rig.engine(), rig.engine()
+    publisher = rig.publisher([sound.handle, dying.handle])
+    never = threading.Event()
+    rig.stack.callback(never.set)
+
+    def die():
+        wait_until(lambda: dying.calls[-1] == "/resume", "the swap is over")
+        dying.server.shutdown()
+        dying.server.server_close()
+        never.wait(30.0)
+
+    dying.settle = die
+    started = time.monotonic()
+    report = rig.publish(publisher, 0)
+    assert time.monotonic() - started < 4.0
+    assert publisher.clean_engines() == (sound.handle.name,)
+    assert report.engines[dying.handle.name].status is EngineStatus.LOST
+
+
 def test_publishing_to_nobody_says_so(rig):
     publisher = rig.publisher([EngineHandle("engine-0", "http://127.0.0.1:9")])
     report = rig.publish(publisher, 0)

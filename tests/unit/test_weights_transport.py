@@ -125,7 +125,7 @@ def test_updates_reach_all_workers_and_count_only_after_the_swap():
                 follower.order(learner.order(sequence, 10 + sequence))
                 follower.swap()
                 assert all(torch.equal(installation.live[name], tensor.bfloat16()) for name, tensor in tensors.items())
-            assert {answer.outcome for answer in sender.await_settled(sequence, [1, 2]).values()} == {"done"}
+            assert {answer.outcome for answer in sender.await_settled(sequence, [1, 2], no_one_is_dead).values()} == {"done"}
 
 
 def test_messages_of_older_epochs_and_attempts_and_orders_for_other_weights_are_refused():
@@ -191,7 +191,7 @@ def test_a_worker_that_cannot_load_says_why_and_one_that_cannot_settle_too():
         assert send(sender, make_tensors(0), 1, 2, [1])[1].outcome == "done"
         follower.order(learner.order(1, 2))
         follower.swap()
-        (answer,) = sender.await_settled(1, [1]).values()
+        (answer,) = sender.await_settled(1, [1], no_one_is_dead).values()
         assert (answer.outcome, answer.message) == ("refused", "RuntimeError: no memory to pack")
 
 

@@ -21,6 +21,10 @@ class EngineUnreachableError(EngineError):
     """Nobody listens, or the connection broke: the process is gone."""
 
 
+class EngineSlowError(EngineError):
+    """No answer in time: busy or wedged, which cannot be told apart from outside."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineHandle:
     """Name and address of an engine."""
@@ -52,7 +56,7 @@ def open_http(engines: int) -> httpx.Client:
 
 
 class EngineClient:
-    """Calls to one engine. Every method raises EngineError, and EngineUnreachableError when the process is gone."""
+    """Calls to one engine. Every method raises EngineError, and of it what fits of EngineUnreachableError and EngineSlowError."""
 
     def __init__(
         self, handle: EngineHandle, http: httpx.Client, timeout_seconds: float, trace_headers: Callable[[], Mapping[str, str]] = dict
@@ -140,7 +144,7 @@ class EngineClient:
                 method, f"{self.handle.base_url}{path}", json=body, headers=dict(self._trace_headers()), timeout=timeout
             )
         except httpx.TimeoutException as error:
-            raise EngineError(f"{place} did not answer within {timeout:g} s") from error
+            raise EngineSlowError(f"{place} did not answer within {timeout:g} s") from error
         except (httpx.TransportError, OSError) as error:
             raise EngineUnreachableError(f"{place} failed: {str(error) or type(error).__name__}") from error
         if response.status_code != httpx.codes.OK:

@@ -14,13 +14,14 @@ from typing import TypeVar
 
 import torch
 
-from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineUnreachableError
+from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineSlowError
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
 from rlvr_trainer.weights.transport import FindDead, Rendezvous, Sender
 
 log = logging.getLogger("rlvr.weights")
 
-LIVENESS_TIMEOUT_SECONDS = 5.0
+LIVENESS_TIMEOUT_SECONDS = 0.5
+"""An engine that is dead fails at once; one that only takes its time is not worth waiting for here."""
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class WeightGroup:
     def await_settled(self, names: Iterable[str]) -> dict[str, Acknowledgement]:
         """Wait until these members have nothing left to do after their swap."""
         ranks = [rank for name in names for rank in self.members[name].ranks]
-        return self._merge(self._sender.await_settled(self._sequence, ranks))
+        return self._merge(self._sender.await_settled(self._sequence, ranks, self._find_dead))
 
     def close(self) -> None:
         """Leave the group."""
@@ -138,9 +139,9 @@ class GroupFactory:
         return results, errors
 
     def find_dead(self, names: Iterable[str]) -> list[str]:
-        """Engines whose process is gone; one that only takes its time is not among them."""
+        """Engines whose process, or the core behind it, is gone; one that only takes its time is not among them."""
         _, errors = self.call(names, lambda client: client.weight_version(LIVENESS_TIMEOUT_SECONDS))
-        return [name for name, error in errors.items() if isinstance(error, EngineUnreachableError)]
+        return [name for name, error in errors.items() if not isinstance(error, EngineSlowError)]
 
     def _try(self, sizes: Mapping[str, int], layout: Layout, device: torch.device) -> tuple[WeightGroup | None, dict[str, EngineError]]:
         self._epoch += 1

@@ -25,9 +25,9 @@ from opentelemetry.propagate import inject
 from rlvr_api.spec import Dtype, TorchDistributed
 from rlvr_trainer.weights import load_transport
 from rlvr_trainer.weights.buckets import plan_layout
-from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineHandle, EngineUnreachableError, ProbeReply, open_http
+from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineHandle, EngineSlowError, ProbeReply, open_http
 from rlvr_trainer.weights.engine_state import EngineBook, EngineEvent, EngineState, EngineStatus
-from rlvr_trainer.weights.groups import LIVENESS_TIMEOUT_SECONDS, GroupFactory, WeightGroup
+from rlvr_trainer.weights.groups import GroupFactory, WeightGroup
 from rlvr_trainer.weights.probe import Probe, ProbeError
 from rlvr_trainer.weights.protocol import Layout, SwapOrder, UpdateHeader
 from rlvr_trainer.weights.swap import SwapResult, swap_engine
@@ -37,6 +37,8 @@ log = logging.getLogger("rlvr.weights")
 MIB = 2**20
 MAX_ROUNDS = 3
 """Broadcasts of one version. More than two are needed only when engines die in two of them in a row."""
+LOOK_SECONDS = 5.0
+"""Time that an engine has to say its version, when nothing waits for the answer."""
 NEVER_UPDATED = "default"
 """What a new vLLM process says its version is."""
 
@@ -170,7 +172,7 @@ class WeightPublisher:
         self._stopping.set()
         if self._group is not None:
             self._group.close()
-        self._watcher.join(LIVENESS_TIMEOUT_SECONDS + 1.0)
+        self._watcher.join(LOOK_SECONDS + 1.0)
         self._pool.shutdown(cancel_futures=True)
         self._rendezvous.close()
         self._http.close()
@@ -311,12 +313,12 @@ class WeightPublisher:
     def _look_at(self, name: str) -> None:
         state = self._book.state(name)
         try:
-            version = self._clients[name].weight_version(LIVENESS_TIMEOUT_SECONDS)
-        except EngineUnreachableError as error:
+            version = self._clients[name].weight_version(LOOK_SECONDS)
+        except EngineSlowError:
+            return  # busy or wedged: the next update finds out which
+        except EngineError as error:
             if state.status is not EngineStatus.LOST:
                 self._book.change(name, EngineState(EngineStatus.LOST, reason=str(error)), expected=state)
-        except EngineError:
-            return  # slow, or wedged: the next update finds out which
         else:
             is_new = version == NEVER_UPDATED
             if state.status is EngineStatus.LOST and (is_new or not state.needs_restart):
@@ -326,7 +328,7 @@ class WeightPublisher:
                 self._book.change(name, EngineState(EngineStatus.DIRTY, reason=reason), expected=state)
 
 
-def highest_version(engines: Sequence[EngineHandle], timeout_seconds: float = LIVENESS_TIMEOUT_SECONDS) -> int:
+def highest_version(engines: Sequence[EngineHandle], timeout_seconds: float = LOOK_SECONDS) -> int:
     """Highest version that any reachable engine holds; -1 when none was ever updated. A resumed run starts above it."""
     highest = -1
     with open_http(len(engines)) as http, ThreadPoolExecutor(min(128, len(engines) + 1)) as pool:

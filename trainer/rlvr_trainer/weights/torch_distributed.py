@@ -44,8 +44,8 @@ log = logging.getLogger("rlvr.weights")
 
 CLOSED = b"closed"
 SEND_BUFFERS = 3
-LIVENESS_SECONDS = 1.0
-"""A silent rank is looked after this often."""
+LIVENESS_SECONDS = 0.5
+"""A silent rank is looked after this often; at once when the group is broken."""
 QUIET_SECONDS = 3600.0
 """A worker waits for the next update as long as the store lives; it looks up once in this time."""
 
@@ -118,6 +118,7 @@ class Sender:
         self._device = buffers[0].device
         self._timeout_seconds = timeout_seconds
         self._group: Any = None
+        self._closed = False
         self._sequence = -1
 
     def await_members(self, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
@@ -161,14 +162,15 @@ class Sender:
         """Wait until the ranks have staged an update, are dead, or the time is up; a silent rank counts as `cut`."""
         return self._await(lambda rank: f"staged/{sequence}/{rank}", ranks, find_dead)
 
-    def await_settled(self, sequence: int, ranks: Sequence[int]) -> Mapping[int, Acknowledgement]:
+    def await_settled(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have nothing left to do after the swap of an update."""
-        answers = self._await(lambda rank: f"settled/{sequence}/{rank}", ranks, lambda _: ())
+        answers = self._await(lambda rank: f"settled/{sequence}/{rank}", ranks, find_dead)
         self._store.delete_key(_update_key(sequence))
         return answers
 
     def close(self) -> None:
         """Leave the group, which closes its connections. Workers that wait for an update leave it as well."""
+        self._closed = True
         with suppress(RuntimeError):
             self._store.set(_update_key(self._sequence + 1), CLOSED)
         group, self._group = self._group, None
@@ -181,7 +183,7 @@ class Sender:
     def _await(self, key: Callable[[int], str], ranks: Sequence[int], find_dead: FindDead) -> dict[int, Acknowledgement]:
         answers: dict[int, Acknowledgement] = {}
         deadline = time.monotonic() + self._timeout_seconds
-        look_up, pause = time.monotonic() + LIVENESS_SECONDS, 0.0002
+        look_up, pause = time.monotonic() + (0.0 if self._closed else LIVENESS_SECONDS), 0.0002
         while missing := [rank for rank in ranks if rank not in answers]:
             for rank in missing:
                 if self._store.check([key(rank)]):

@@ -29,7 +29,7 @@ class Sender(Protocol):
     def await_staged(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks hold the weights of an update, or failed to get them."""
 
-    def await_settled(self, sequence: int, ranks: Sequence[int]) -> Mapping[int, Acknowledgement]:
+    def await_settled(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have nothing left to do after the swap."""
 
     def close(self) -> None:
