@@ -10,7 +10,7 @@ Not covered: sliding windows shorter than a sequence, soft-capped scores, attent
 three are refused here; `policy` compares with the model's own attention when it is loaded, which finds the last.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -110,14 +110,7 @@ def attend_trees(
     """
     if attention_plan is None or attention_mask is not None:
         raise ValueError("tree attention needs `attention_plan`, and no mask: call the model through `Policy`")
-    if sliding_window is not None and attention_plan.depth > sliding_window:
-        raise ValueError(
-            f"the model attends over {sliding_window} tokens only, and a sequence may have {attention_plan.depth}: "
-            f"set model.maxModelLen to at most {sliding_window}"
-        )
-    wanted = [name for name in UNSUPPORTED if options.get(name) is not None]
-    if wanted:
-        raise ValueError(f"the model's attention needs {', '.join(wanted)}, which training on trees does not support: take another model")
+    _refuse_unsupported(attention_plan.depth, sliding_window, options)
     # Under autocast, rotated queries and keys are float32 and values are not; kernels want one dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
     lengths = [block.length for block in attention_plan.blocks]
@@ -134,6 +127,17 @@ def attend_trees(
 def register() -> None:
     """Make `attend_trees` known to transformers."""
     AttentionInterface.register(NAME, attend_trees)
+
+
+def _refuse_unsupported(depth: int, sliding_window: int | None, options: Mapping[str, Any]) -> None:
+    if sliding_window is not None and depth > sliding_window:
+        raise ValueError(
+            f"the model attends over {sliding_window} tokens only, and a sequence may have {depth}: "
+            f"set model.maxModelLen to at most {sliding_window}"
+        )
+    wanted = [name for name in UNSUPPORTED if options.get(name) is not None]
+    if wanted:
+        raise ValueError(f"the model's attention needs {', '.join(wanted)}, which training on trees does not support: take another model")
 
 
 def _repeat(heads: Tensor, repeats: int) -> Tensor:
