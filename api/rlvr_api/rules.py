@@ -34,6 +34,14 @@ def one_of(kinds: tuple[str, ...]) -> Rule:
     return Rule(f"[{present}].filter(x, x).size() == 1", f"exactly one of {', '.join(names)} must be set")
 
 
+def fixed(path: str) -> Rule:
+    """The field may not change once the object exists; its twin is `rlvr_api.changes`."""
+    return Rule(f"self.{path} == oldSelf.{path}", f"{path} says what is trained and is fixed once the job exists: create another job")
+
+
+FIXED = ("seed", "model", "precision", "storage.uri", "environments", "sampling", "stages", "evaluation", "offPolicy")
+"""Paths below `spec` that say what is trained."""
+
 _STALE = "self.offPolicy.maxStaleness > 0"
 _CORRECTS = "has(self.offPolicy.correction.tokenTruncated)"
 
@@ -59,6 +67,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tensorParallel needs as many GPUs: raise gpusPerReplica or lower tensorParallel",
         ),
     ),
+    "Verifiers": (
+        Rule(
+            "!has(self.maxReplicas) || self.maxReplicas >= self.replicas",
+            "maxReplicas is below replicas: raise the one or lower the other",
+        ),
+    ),
+    "Toleration": (
+        Rule("self.operator != 'Exists' || !has(self.value)", "value means nothing with operator Exists: remove it, or write Equal"),
+        Rule("self.operator != 'Equal' || has(self.key)", "operator Equal needs a key; Exists without one tolerates every taint"),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds counts for effect NoExecute only: set that effect, or remove it",
+        ),
+    ),
     "OffPolicy": (Rule("self.dropBeyond >= self.maxStaleness", "dropBeyond is below maxStaleness: admitted groups would be thrown away"),),
     "RLVRJobSpec": (
         Rule("self.sampling.maxTokens < self.model.maxModelLen", "sampling.maxTokens leaves no room for a prompt in model.maxModelLen"),
@@ -75,6 +97,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",
             "an ordered stage repeats a run only with offPolicy.maxStaleness 0",
         ),
+        *map(fixed, FIXED),
     ),
     "RLVRJob": (
         Rule(

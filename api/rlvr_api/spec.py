@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 from rlvr_api.algorithms import Correction, TokenTruncated
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
+from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, SecretReference, refuse_reserved
 from rlvr_api.stages import Stage
 
 Dtype = Literal["float32", "bfloat16"]
@@ -49,6 +50,9 @@ class Storage(ApiModel):
     """S3 endpoint. Unset: a local run starts its own S3 server."""
     region: Annotated[str, Field(max_length=64)] = "us-east-1"
     """Region for request signatures."""
+    credentials_secret: SecretReference | None = None
+    """In clusters: Secret with the keys `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. Unset: the pods' own identity (workload
+    identity). A local run takes these variables from its environment."""
 
 
 class Sampling(ApiModel):
@@ -76,7 +80,9 @@ class Rollouts(ApiModel):
     """The rollout engines (vLLM)."""
 
     replicas: Annotated[int, Field(ge=0, le=4096)] = 1
-    """Engines."""
+    """Engines. `kubectl scale` changes it while a run goes on."""
+    min_available: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Engines that must answer for the run to count as running; at most `replicas` are asked for."""
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs that share one engine; must be 1 without GPUs."""
     gpus_per_replica: Annotated[int, Field(ge=0, le=64)] = 0
@@ -87,9 +93,14 @@ class Rollouts(ApiModel):
     """KV cache of a CPU engine, GiB."""
     engine_args: Annotated[dict[str, JsonValue], Field(max_length=64)] = Field(default_factory=dict)
     """Further vLLM server arguments, for example `{max-num-seqs: 128}`. Those that the plan sets itself are refused."""
+    env: Environment = Field(default_factory=dict)
+    """Further variables of the engines, for example `NCCL_IB_HCA`."""
+    pod: Pod = Pod()
+    """Size and place of an engine's pod."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse_reserved(self.env, "env")
         if self.tensor_parallel > max(1, self.gpus_per_replica):
             raise ValueError(
                 f"tensorParallel {self.tensor_parallel} needs as many GPUs, and gpusPerReplica is {self.gpus_per_replica}: "
@@ -136,15 +147,36 @@ class Learner(ApiModel):
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     checkpoint: Checkpoint = Checkpoint()
     """Checkpoints."""
+    env: Environment = Field(default_factory=dict)
+    """Further variables of the learner, for example `NCCL_SOCKET_IFNAME`."""
+    pod: Pod = Pod()
+    """Size and place of the learner's pod."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_reserved(self.env, "env")
+        return self
 
 
 class Verifiers(ApiModel):
     """The verifier service."""
 
+    replicas: Annotated[int, Field(ge=1, le=256)] = 1
+    """Fewest pods, in clusters; a local run has one."""
+    max_replicas: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Most pods: the operator adds some while completions wait for a verdict. Unset: as many as `replicas`."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Killable worker processes that run slow scorers, in each replica."""
     item_timeout_seconds: PositiveSeconds = 2.0
     """Longest time one scorer may take before its process is killed and the item counts as the candidate's time-out."""
+    pod: Pod = Pod()
+    """Size and place of a verifier's pod."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"maxReplicas {self.max_replicas} is below replicas {self.replicas}: raise the one or lower the other")
+        return self
 
 
 class TorchDistributed(ApiModel):
@@ -205,6 +237,28 @@ class Deadlines(ApiModel):
     """After a request to stop: time to commit a checkpoint and drain."""
 
 
+class Ttl(ApiModel):
+    """How long what a finished run used stays, in clusters. Checkpoints, rollouts and the final model stay in the store."""
+
+    rollouts_after_finished_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 60
+    """Engines and verifiers."""
+    pods_after_finished_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 3600
+    """The learner's finished pod with its log."""
+
+
+class Scheduling(ApiModel):
+    """Where pods go, for all roles; `pod` of a role says more."""
+
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of all pods."""
+    gpu_resource: QualifiedName = "nvidia.com/gpu"
+    """Resource that a GPU is asked for as, for example `amd.com/gpu`."""
+    topology_key: QualifiedName | None = None
+    """Node label, for example `topology.kubernetes.io/zone`: engines and learner are preferably put where it has the same value."""
+    disruption_budget: bool = False
+    """Protects learner and `rollouts.minAvailable` engines from voluntary evictions, and so blocks node drains meanwhile."""
+
+
 class Tracing(ApiModel):
     """OpenTelemetry over OTLP/HTTP."""
 
@@ -256,6 +310,12 @@ class RLVRJobSpec(ApiModel):
     """Bounds on waiting."""
     observability: Observability = Observability()
     """Traces."""
+    scheduling: Scheduling = Scheduling()
+    """Place of all pods, in clusters."""
+    ttl: Ttl = Ttl()
+    """What is cleaned up after the end, in clusters."""
+    suspend: bool = False
+    """In clusters: commit a checkpoint, end all pods and wait until it is false again. A local run stops on Ctrl-C."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

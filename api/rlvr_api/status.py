@@ -96,6 +96,10 @@ class Termination(ApiModel):
 
     exit_code: int
     """Exit code; negative: the signal that killed it."""
+    reason: Annotated[str, Field(max_length=64)] = ""
+    """The kubelet's word for it, for example `OOMKilled`; empty in local runs."""
+    process: Annotated[str, Field(max_length=253)] = ""
+    """The pod; empty in local runs."""
     message: Text = ""
     """Its last line on stderr."""
     time: AwareDatetime
@@ -137,6 +141,16 @@ class RLVRJobStatus(ApiModel):
     """Number of the learner's attempt, from 1; it never goes back."""
     restarts: Count = 0
     """Attempts of the learner in a row that ended by failure; starts anew after a committed step."""
+    attempt_first_step: Count | None = None
+    """Step that the current attempt began with: an attempt that got beyond it does not count against the restart budget."""
+    start_time: AwareDatetime | None = None
+    """When it was first started, or started anew after a suspension; provisioning deadlines count from here."""
+    running_since: AwareDatetime | None = None
+    """When engines, verifiers and learner were first ready since `startTime`."""
+    completion_time: AwareDatetime | None = None
+    """When it was finished, or failed."""
+    images: Annotated[dict[Role, Annotated[str, Field(max_length=512)]], Field(max_length=8)] = Field(default_factory=dict)
+    """Images of this run, pinned when an attempt begins: an upgrade of the operator changes no running pod."""
     stage: Name | None = None
     """Current stage."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=32)] = ()

@@ -96,10 +96,20 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """A process that ends before those that need its work begin."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """All processes of one attempt."""
 
     workloads: tuple[Workload, ...]
+    model_source: Preparation | None = None
+    """What brings the model into engines and learner; None when it is a folder already. It gets the S3 credentials."""
 
     def of(self, role: Role) -> tuple[Workload, ...]:
         """The processes of one role, by ordinal."""
@@ -115,7 +125,16 @@ def plan(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -> Pl
     if len(addresses.engines) != job.spec.rollouts.replicas:
         raise ValueError(f"{len(addresses.engines)} engine addresses for rollouts.replicas {job.spec.rollouts.replicas}: give one each")
     engines = tuple(_engine(job, addresses, places, ordinal) for ordinal in range(len(addresses.engines)))
-    return Plan((*engines, _verifier(job, addresses, places), _learner(job, addresses, places, attempt)))
+    workloads = (*engines, _verifier(job, addresses, places), _learner(job, addresses, places, attempt))
+    return Plan(workloads, model_source(job, places.python, places.job_file, places.model_dir))
+
+
+def model_source(job: RLVRJob, python: str, job_file: str, model_dir: str) -> Preparation | None:
+    """What brings the model of `job` to `model_dir`; None when its URI names a folder."""
+    if not job.spec.model.uri.startswith("s3://"):
+        return None
+    env = {Variable.JOB_FILE: job_file, Variable.MODEL_DIR: model_dir, "PYTHONUNBUFFERED": "1"}
+    return Preparation((python, "-m", "rlvr_trainer.model_source"), _plain(env))
 
 
 def _engine(job: RLVRJob, addresses: Addresses, places: Places, ordinal: int) -> Workload:
@@ -144,6 +163,7 @@ def _engine(job: RLVRJob, addresses: Addresses, places: Places, ordinal: int) ->
         "VLLM_SERVER_DEV_MODE": "1",  # registers the routes of weight updates
         "VLLM_NO_USAGE_STATS": "1",
         **(_engine_cpu_env(job, places) if on_cpu else {}),
+        **job.spec.rollouts.env,
     }
     return Workload(
         Role.ROLLOUT, name, ordinal, command, _plain(env), port, HttpReadiness("/health"), gpus=job.spec.rollouts.gpus_per_replica
@@ -173,6 +193,7 @@ def _learner(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -
         Variable.ADVERTISED_HOST: learner.host,
         Variable.STATUS_PORT: str(learner.port),
         Variable.MODEL_DIR: places.model_dir,
+        **job.spec.learner.env,
     }
     if job.spec.learner.gpus == 0:
         env["OMP_NUM_THREADS"] = str(job.spec.learner.cpu_threads)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
 
-from rlvr_api import algorithms, environments, spec, stages
+from rlvr_api import algorithms, environments, pods, spec, stages
+from rlvr_api.changes import CHANGEABLE
 from rlvr_api.crd import crd_yaml, custom_resource_definition, job_schema
-from rlvr_api.rules import LIST_KEYS, RULES, SET_LISTS
+from rlvr_api.rules import FIXED, LIST_KEYS, RULES, SET_LISTS
 from rlvr_api.schema import schema_at, structural_schema
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.status import RLVRJobStatus
@@ -81,10 +83,16 @@ def test_rules_guard_what_may_be_absent():
 
 
 def test_rules_list_keys_and_sets_name_models_that_exist():
-    models = {name for module in (algorithms, environments, spec, stages) for name, item in vars(module).items() if is_model(item)}
+    models = {name for module in (algorithms, environments, pods, spec, stages) for name, item in vars(module).items() if is_model(item)}
     assert set(RULES) <= models
     for place in {*LIST_KEYS, *SET_LISTS} - {"RLVRJobStatus.conditions", "RLVRJobStatus.roles"}:
         assert place.partition(".")[0] in models
+
+
+def test_what_is_fixed_for_the_api_server_is_what_is_not_changeable():
+    fields = {(to_camel(name),) for name in RLVRJobSpec.model_fields}
+    paths = fields - {("storage",)} | {("storage", to_camel(name)) for name in spec.Storage.model_fields}
+    assert {tuple(path.split(".")) for path in FIXED} == paths - set(CHANGEABLE)
 
 
 def is_model(item):

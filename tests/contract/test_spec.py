@@ -55,11 +55,29 @@ REFUSED = {
     "a name that leaves no room": ("metadata.name", "a" * 41, "40 characters"),
     "an unknown field": ("spec.rollouts", {"replica": 2}, "did you mean 'replicas'?"),
     "text for a number": ("spec.stages.0.rlvr.steps", "4", "a whole number"),
+    "fewer verifiers at most than at least": ("spec.verifiers", {"replicas": 3, "maxReplicas": 2}, "maxReplicas 2 is below replicas 3"),
+    "a toleration of all with a value": (
+        "spec.rollouts.pod",
+        {"tolerations": [{"operator": "Exists", "key": "gpu", "value": "yes"}]},
+        "means nothing with operator Exists",
+    ),
+    "a toleration without a key": ("spec.learner.pod", {"tolerations": [{"value": "yes"}]}, "needs a key"),
+    "a toleration for a while of what does not evict": (
+        "spec.verifiers.pod",
+        {"tolerations": [{"operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 3}]},
+        "NoExecute only",
+    ),
+    "an amount in words": ("spec.rollouts.pod", {"resources": {"limits": {"memory": "4 GB"}}}, "of the form"),
+    "a Secret's name in capitals": ("spec.storage.credentialsSecret", {"name": "S3"}, "of the form"),
+    "a wish that is no truth value": ("spec.suspend", "yes", "true or false"),
     "a bucket in capitals": ("spec.storage", {"uri": "s3://Runs"}, "of the form"),
 }
 """Name of the case: where the valid job is changed, to what, and part of the message."""
 
 NOT_IN_CEL = {
+    "a variable of the plan": ("spec.rollouts", {"env": {"RLVR_ATTEMPT": "1"}}, "env may not set RLVR_ATTEMPT"),
+    "a credential in clear": ("spec.learner", {"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "env may not set AWS_SECRET_ACCESS_KEY"),
+    "a variable with a dash": ("spec.learner", {"env": {"NCCL-DEBUG": "INFO"}}, "NCCL-DEBUG"),
     "an engine argument of the plan": ("spec.rollouts", {"engineArgs": {"port": 1}}, "engineArgs may not set port"),
     "an engine argument past the plan": ("spec.rollouts", {"engineArgs": {"served_model_name": "x"}}, "served_model_name"),
     "an engine argument without a value": ("spec.rollouts", {"engineArgs": {"max-num-seqs": None}}, "no value"),
@@ -79,6 +97,25 @@ ACCEPTED = {
     "a dataset": ("spec.environments.0", {"name": "m", "math": {"dataset": "file:///d"}}),
     "GPUs": ("spec.rollouts", {"gpusPerReplica": 4, "tensorParallel": 4, "engineArgs": {"max-num-seqs": 8}}),
     "no engines": ("spec.rollouts.replicas", 0),
+    "pods with size and place": (
+        "spec.rollouts.pod",
+        {
+            "resources": {"requests": {"cpu": "500m", "memory": "4Gi"}, "limits": {"rdma/hca": "1"}},
+            "nodeSelector": {"pool": "gpu"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "sharedMemory": "8Gi",
+        },
+    ),
+    "a cluster's settings": (
+        "spec",
+        {
+            **VALID["spec"],
+            "storage": {"uri": "s3://runs/a", "endpoint": "http://s3:9000", "credentialsSecret": {"name": "s3"}},
+            "verifiers": {"replicas": 2, "maxReplicas": 8},
+            "scheduling": {"priorityClassName": "research", "gpuResource": "amd.com/gpu", "topologyKey": "topology.kubernetes.io/zone"},
+            "suspend": True,
+        },
+    ),
     "the longest name": ("metadata.name", "a" * 40),
 }
 

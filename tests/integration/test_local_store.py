@@ -5,10 +5,10 @@ import json
 import boto3
 import pytest
 
-from rlvr_api.cli import UserError
 from rlvr_api.loading import load_job
-from rlvr_operator.local.model_download import download_model
 from rlvr_operator.local.preflight import find_problems
+from rlvr_trainer.context import BadInputError
+from rlvr_trainer.model_source import download_model
 
 
 @pytest.fixture
@@ -70,5 +70,5 @@ def test_a_model_is_fetched_once(s3, job, credentials, tmp_path):
     assert download_model("s3://models/base/", storage, tmp_path) == 0
     (tmp_path / "config.json").write_bytes(b"{")
     assert download_model("s3://models/base", storage, tmp_path) == len(b"{}")
-    with pytest.raises(UserError, match="nothing is below s3://models/none"):
+    with pytest.raises(BadInputError, match="nothing is below s3://models/none"):
         download_model("s3://models/none", storage, tmp_path)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlvr_api.changes import fixed_changes
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.loading import load_job
 from rlvr_api.process import Role
 from rlvr_api.status import Progress, RoleStatus, Termination, WaitShares
-from rlvr_operator.changes import fixed_changes
 from rlvr_operator.local.supervision import SETTLED_SECONDS, Backoff, Streak
 from rlvr_operator.local.view import PlainView, duration, panel
 from rlvr_operator.status import Ending, Observation, next_status
@@ -121,9 +121,9 @@ def test_how_a_run_is_carried_out_may_change_and_what_is_trained_may_not():
 
 
 def test_every_changeable_path_exists():
+    from rlvr_api.changes import CHANGEABLE
     from rlvr_api.schema import schema_at, structural_schema
     from rlvr_api.spec import RLVRJobSpec
-    from rlvr_operator.changes import CHANGEABLE
 
     schema = structural_schema(RLVRJobSpec)
     assert [path for path in CHANGEABLE if schema_at(schema, path) is None] == []

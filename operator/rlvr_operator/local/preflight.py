@@ -17,7 +17,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from rlvr_api.loading import Problem
-from rlvr_api.spec import RLVRJob
+from rlvr_api.pods import Pod
+from rlvr_api.spec import RLVRJob, Scheduling, Ttl
 
 FILE_SCHEME = "file://"
 MINIMUM_FREE_BYTES = 1_000_000_000
@@ -46,6 +47,7 @@ def resolve_paths(job: RLVRJob, base_dir: Path) -> RLVRJob:
 def find_problems(job: RLVRJob, runs_dir: Path) -> tuple[Problem, ...]:
     """Everything that would keep a resolved job from running on this machine."""
     return (
+        *_cluster_problems(job),
         *_package_problems(),
         *_model_problems(job),
         *_dataset_problems(job),
@@ -70,6 +72,24 @@ def count_gpus() -> int:
 
 def _absolute(uri: str, base_dir: Path) -> str:
     return FILE_SCHEME + str((base_dir / uri.removeprefix(FILE_SCHEME)).resolve()) if uri.startswith(FILE_SCHEME) else uri
+
+
+def _cluster_problems(job: RLVRJob) -> Iterator[Problem]:
+    """Settings that only a cluster reads: a local run that ignored them would not be the run that was asked for."""
+    spec = job.spec
+    pods = {"rollouts": spec.rollouts.pod, "learner": spec.learner.pod, "verifiers": spec.verifiers.pod}
+    set_fields = [f"spec.{role}.pod" for role, pod in pods.items() if pod != Pod()]
+    set_fields += [f"spec.{name}" for name, value in (("scheduling", spec.scheduling != Scheduling()), ("ttl", spec.ttl != Ttl())) if value]
+    if spec.storage.credentials_secret is not None:
+        yield Problem(
+            "spec.storage.credentialsSecret", "is for clusters: remove it, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+    if spec.suspend:
+        yield Problem("spec.suspend", "is for clusters: remove it; a local run stops on Ctrl-C and goes on with the same command")
+    if spec.verifiers.replicas > 1 or spec.verifiers.max_replicas not in (None, 1):
+        yield Problem("spec.verifiers.replicas", "is for clusters: a local run has one verifier; raise verifiers.workers instead")
+    for path in set_fields:
+        yield Problem(path, "is for clusters, and a local run would ignore it: remove it")
 
 
 def _package_problems() -> Iterator[Problem]:

@@ -4,22 +4,24 @@ read -> resolve paths -> preflight (nothing has started yet) -> lock the folder 
 """
 
 import asyncio
+import os
+import subprocess
 import sys
 import uuid
 from pathlib import Path
 
+from rlvr_api.changes import fixed_changes
 from rlvr_api.cli import BAD_INPUT, INTERRUPTED, UserError
 from rlvr_api.conditions import Phase, Reason
 from rlvr_api.embedded_s3 import EmbeddedS3Error
 from rlvr_api.loading import InvalidJobError, load_job
 from rlvr_api.spec import RLVRJob
-from rlvr_operator.changes import fixed_changes
 from rlvr_operator.local.folder import RunFolder
-from rlvr_operator.local.model_download import download_model
 from rlvr_operator.local.parts import Site
 from rlvr_operator.local.preflight import FILE_SCHEME, find_problems, resolve_paths
 from rlvr_operator.local.runtime import LocalRuntime
 from rlvr_operator.local.view import open_view
+from rlvr_operator.plan import model_source
 from rlvr_operator.status import Ending
 
 
@@ -75,11 +77,14 @@ def _is_finished(folder: RunFolder, job: RLVRJob) -> bool:
 
 
 def _provide_model(job: RLVRJob, folder: RunFolder) -> str:
-    uri = job.spec.model.uri
-    if uri.startswith(FILE_SCHEME):
+    uri, source = job.spec.model.uri, model_source(job, sys.executable, str(folder.job_file), str(folder.model_dir))
+    if source is None:
         return uri.removeprefix(FILE_SCHEME)
     print(f"fetching {uri} into {folder.model_dir} ...", flush=True)
-    download_model(uri, job.spec.storage, folder.model_dir)
+    ended = subprocess.run(source.command, env={**os.environ, **source.env}, stderr=subprocess.PIPE, text=True, check=False)
+    if ended.returncode != 0:
+        last_line = next(iter(ended.stderr.strip().splitlines()[::-1]), f"exit code {ended.returncode}")
+        raise UserError(f"the model could not be fetched: {last_line.removeprefix('error: ')}")
     return str(folder.model_dir)
 
 

@@ -11,10 +11,10 @@ from rlvr_api.loading import path_text
 from rlvr_api.spec import RLVRJobSpec
 
 CHANGEABLE = (
-    ("storage", "endpoint"), ("storage", "region"), ("rollouts",), ("learner",), ("verifiers",), ("weightSync",), ("failurePolicy",),
-    ("deadlines",), ("observability",),
+    ("storage", "endpoint"), ("storage", "region"), ("storage", "credentialsSecret"), ("rollouts",), ("learner",), ("verifiers",),
+    ("weightSync",), ("failurePolicy",), ("deadlines",), ("observability",), ("scheduling",), ("ttl",), ("suspend",),
 )  # fmt: skip
-"""Paths below `spec` that may change."""
+"""Paths below `spec` that may change. `rlvr_api.rules` says the same to the API server."""
 
 Path = tuple[str | int, ...]
 
