@@ -79,6 +79,7 @@ def _version() -> dict[str, Any]:
             _column("Restarts", "integer", ".status.restarts"),
             _column("Age", "date", ".metadata.creationTimestamp"),
             {**_column("Reason", "string", ".status.reason"), "priority": 1},
+            {**_column("Message", "string", ".status.message"), "priority": 1},
             {**_column("Weights", "integer", ".status.progress.weightVersion"), "priority": 1},
             {**_column("Checkpoint", "integer", ".status.checkpoint.step"), "priority": 1},
         ],

@@ -23,6 +23,10 @@ LABEL_JOB = f"{GROUP}/job"
 """On every child: the job's name."""
 LABEL_ROLE = f"{GROUP}/role"
 """On every child: the role of its processes."""
+MANAGED_BY = {"app.kubernetes.io/managed-by": "rlvr-operator"}
+"""On every child: what the operator's watches select."""
+ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
+"""On pods: hash of the settings that they were started with."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 """On the learner's objects: the attempt they belong to."""
 
@@ -46,6 +50,26 @@ def child_name(job: str, role: Role, attempt: int | None = None) -> str:
             f"'{name}' has {len(name)} characters, and a DNS label at most {MAX_LABEL}: shorten metadata.name to {MAX_JOB_NAME}"
         )
     return name
+
+
+def service_name(job: str, role: Role) -> str:
+    """Name of the Service in front of a role's pods, headless for engines and learner."""
+    return f"{job}-{role}"
+
+
+def config_map_name(job: str) -> str:
+    """Name of the ConfigMap with the job as JSON."""
+    return f"{job}-spec"
+
+
+def seal_secret_name(job: str) -> str:
+    """Name of the Secret with the key that seals gold answers."""
+    return f"{job}-seal"
+
+
+def service_account_name(job: str) -> str:
+    """Name of the ServiceAccount of all pods of a job."""
+    return f"{job}-pods"
 
 
 def labels(job: str, role: Role, attempt: int | None = None) -> dict[str, str]:

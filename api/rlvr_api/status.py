@@ -33,6 +33,19 @@ class WaitShares(ApiModel):
     """Everything else: checkpoints that block, evaluation, start-up."""
 
 
+class EngineProgress(ApiModel):
+    """One engine, as the learner knows it."""
+
+    status: Literal["dirty", "clean", "lost", "quarantined"]
+    """`clean`: has the newest weights, and a probe said so. The others get no prompts."""
+    version: Count | None = None
+    """Version of its weights, as last installed."""
+    reason: Annotated[str, Field(max_length=512, pattern=r"^[^\n]*$")] = ""
+    """Why it is not clean, on one line."""
+    needs_restart: bool = False
+    """Only a new process helps; whoever supervises it should end this one."""
+
+
 class Progress(ApiModel):
     """Body of the learner's `GET /status`, and `status.progress` of the job."""
 
@@ -60,6 +73,8 @@ class Progress(ApiModel):
     """Mean age of the last batch's tokens, in optimizer steps."""
     weight_version: Count | None = None
     """Newest version that engines sample from."""
+    engines: Annotated[dict[Name, EngineProgress], Field(max_length=4096)] = Field(default_factory=dict)
+    """Engines by name, for example `rollout-0`."""
     wait_shares: WaitShares | None = None
     """Where the learner's time went over the last steps."""
     bottleneck: Part | None = None
@@ -135,6 +150,8 @@ class RLVRJobStatus(ApiModel):
     """Summary for people."""
     reason: Reason | None = None
     """Why it is in this phase."""
+    message: Text = ""
+    """What it waits for, or why it ended, in the words of whoever said so; on one line."""
     observed_generation: Count | None = None
     """Generation of the spec that was last acted upon; unset in local runs."""
     execution_attempt: Count = 0

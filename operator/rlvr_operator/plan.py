@@ -124,7 +124,7 @@ def plan(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -> Pl
     """
     if len(addresses.engines) != job.spec.rollouts.replicas:
         raise ValueError(f"{len(addresses.engines)} engine addresses for rollouts.replicas {job.spec.rollouts.replicas}: give one each")
-    engines = tuple(_engine(job, addresses, places, ordinal) for ordinal in range(len(addresses.engines)))
+    engines = tuple(engine_workload(job, addresses.bind_host, engine.port, places, n) for n, engine in enumerate(addresses.engines))
     workloads = (*engines, _verifier(job, addresses, places), _learner(job, addresses, places, attempt))
     return Plan(workloads, model_source(job, places.python, places.job_file, places.model_dir))
 
@@ -137,13 +137,14 @@ def model_source(job: RLVRJob, python: str, job_file: str, model_dir: str) -> Pr
     return Preparation((python, "-m", "rlvr_trainer.model_source"), _plain(env))
 
 
-def _engine(job: RLVRJob, addresses: Addresses, places: Places, ordinal: int) -> Workload:
-    name, port = workload_name(Role.ROLLOUT, ordinal), addresses.engines[ordinal].port
+def engine_workload(job: RLVRJob, bind_host: str, port: int, places: Places, ordinal: int) -> Workload:
+    """One engine. All are alike but for their names, so a cluster makes a template of the first, also while it has none."""
+    name = workload_name(Role.ROLLOUT, ordinal)
     on_cpu = job.spec.rollouts.gpus_per_replica == 0
     command = (
         places.python, "-m", "vllm.entrypoints.openai.api_server",
         "--model", places.model_dir,
-        "--host", addresses.bind_host,
+        "--host", bind_host,
         "--port", str(port),
         "--dtype", job.spec.precision.engine,
         "--max-model-len", str(job.spec.model.max_model_len),

@@ -1,16 +1,19 @@
 """The status of a job from what is observed of it. Pure: the clock comes in as an argument.
 
-Observation (roles, progress, how it ended) -> conditions -> phase -> RLVRJobStatus, with transition times kept from the previous one
+    Observation (roles, problems, progress, how it ends) -> conditions -> phase -> RLVRJobStatus, with transition times kept
+
+Both runtimes use it. The phase is a summary: `Running` once every role has answered, `Recovering` while one of them is missing afterwards.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import Role
-from rlvr_api.status import CheckpointStatus, Condition, Progress, RLVRJobStatus, RoleStatus
+from rlvr_api.status import CheckpointStatus, Condition, RLVRJobStatus, RoleStatus
+from rlvr_operator.observation import Observation
+from rlvr_operator.run_conditions import run_conditions
 
 READINESS = {
     Role.ROLLOUT: (ConditionType.ROLLOUTS_READY, "engines"),
@@ -18,105 +21,122 @@ READINESS = {
     Role.LEARNER: (ConditionType.LEARNER_READY, "learners"),
 }
 FINAL = {
+    Phase.COMPLETING: ConditionType.COMPLETE,
     Phase.SUCCEEDED: ConditionType.COMPLETE,
     Phase.FAILED: ConditionType.FAILED,
     Phase.SUSPENDED: ConditionType.SUSPENDED,
 }
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Where a run is going, or has gone."""
-
-    phase: Phase
-    """Completing, Succeeded, Suspending, Suspended or Failed."""
-    reason: Reason
-    message: str
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What is seen of a run at one moment."""
-
-    roles: tuple[RoleStatus, ...]
-    attempt: int
-    failures: int
-    """Failed attempts in a row."""
-    learner_was_ready: bool
-    """In this session of the runtime."""
-    progress: Progress | None
-    ending: Ending | None = None
+"""What is true in a phase that a run ends in, or waits in."""
+FOREMOST = (
+    ConditionType.ACCEPTED, ConditionType.SCHEDULED, ConditionType.VERIFIERS_READY, ConditionType.LEARNER_READY,
+    ConditionType.ROLLOUTS_READY,
+)  # fmt: skip
+"""In this order a person is told what a run waits for: each can be what keeps those after it from being true."""
+MAX_MESSAGE = 1024
 
 
 def next_status(previous: RLVRJobStatus | None, seen: Observation, now: datetime) -> RLVRJobStatus:
     """The status that follows `previous`."""
-    before = {} if previous is None else {condition.type: condition for condition in previous.conditions}
-    conditions = tuple(_timed(condition, before.get(condition.type)) for condition in _conditions(seen, now))
-    phase = _phase(seen)
+    previous = RLVRJobStatus() if previous is None else previous
+    running_since = previous.running_since or (now if seen.ending is None and seen.all_needed_ready() else None)
+    conditions = _timed(sorted(_conditions(seen, running_since, now), key=lambda condition: condition.type), previous)
+    phase = _phase(seen, running_since)
+    reason, message = _foremost(seen, phase, conditions)
     engines = next((role for role in seen.roles if role.name is Role.ROLLOUT), RoleStatus(name=Role.ROLLOUT, desired=0))
     progress = seen.progress
     step = None if progress is None else progress.checkpoint_step
-    return RLVRJobStatus(
-        phase=phase,
-        reason=seen.ending.reason if seen.ending else None,
-        execution_attempt=seen.attempt,
-        restarts=seen.failures,
-        stage=None if progress is None else progress.stage,
-        conditions=tuple(sorted(conditions, key=lambda condition: condition.type)),
-        roles=seen.roles,
-        rollout_replicas=engines.desired,
-        rollouts_summary=f"{engines.ready}/{engines.desired}",
-        progress=progress,
-        checkpoint=None if step is None else CheckpointStatus(step=step),
+    return previous.model_copy(
+        update={
+            "phase": phase,
+            "reason": reason,
+            "message": message[:MAX_MESSAGE],
+            "running_since": running_since,
+            "execution_attempt": seen.attempt,
+            "restarts": seen.failures,
+            "stage": previous.stage if progress is None else progress.stage,
+            "conditions": conditions,
+            "roles": seen.roles,
+            "rollout_replicas": engines.desired,
+            "rollouts_summary": f"{engines.ready}/{engines.desired}",
+            "progress": previous.progress if progress is None else progress,
+            "checkpoint": previous.checkpoint if step is None else CheckpointStatus(step=step),
+        }
     )
 
 
-def _phase(seen: Observation) -> Phase:
+def _phase(seen: Observation, running_since: datetime | None) -> Phase:
     if seen.ending is not None:
         return seen.ending.phase
-    if not seen.learner_was_ready:
+    if running_since is None:
         return Phase.PROVISIONING
-    needed = all(role.ready > 0 for role in seen.roles if role.desired > 0)
-    return Phase.RUNNING if needed else Phase.RECOVERING
+    return Phase.RUNNING if seen.all_needed_ready() else Phase.RECOVERING
 
 
-def _conditions(seen: Observation, now: datetime) -> Iterator[Condition]:
-    invalid = seen.ending is not None and seen.ending.reason is Reason.INVALID_SPEC
+def _foremost(seen: Observation, phase: Phase, conditions: tuple[Condition, ...]) -> tuple[Reason | None, str]:
+    """What a person should know first: why it ended, or what it waits for."""
+    if seen.ending is not None:
+        return seen.ending.reason, _line(seen.ending.message)
+    if phase is Phase.RUNNING:
+        return None, "" if seen.progress is None else seen.progress.message
+    by_type = {condition.type: condition for condition in conditions}
+    for kind in FOREMOST:
+        condition = by_type.get(kind)
+        if condition is not None and condition.status == "False":
+            return condition.reason, condition.message
+    return None, ""
+
+
+def _conditions(seen: Observation, running_since: datetime | None, now: datetime) -> Iterator[Condition]:
+    ending = seen.ending
+    invalid = ending is not None and ending.reason is Reason.INVALID_SPEC
     yield Condition(
         type=ConditionType.ACCEPTED,
         status="False" if invalid else "True",
         reason=Reason.INVALID_SPEC if invalid else Reason.VALID,
-        message=" ".join(seen.ending.message.split()) if invalid and seen.ending is not None else "",
+        message=_line(ending.message) if invalid and ending is not None else "",
         last_transition_time=now,
     )
-    over = seen.ending is not None and seen.ending.phase in FINAL
+    over = ending is not None and ending.phase in FINAL
     for role in seen.roles:
-        yield _readiness(role, over, now)
-    for phase, kind in FINAL.items():
-        if seen.ending is not None and seen.ending.phase is phase:
-            message = " ".join(seen.ending.message.split())
-            yield Condition(type=kind, status="True", reason=seen.ending.reason, message=message, last_transition_time=now)
+        yield _readiness(seen, role, over, now)
+    if seen.in_cluster:
+        yield from run_conditions(seen, running_since, over, now)
+    if ending is not None and ending.phase in FINAL:
+        yield Condition(
+            type=FINAL[ending.phase], status="True", reason=ending.reason, message=_line(ending.message), last_transition_time=now
+        )
 
 
-def _readiness(role: RoleStatus, over: bool, now: datetime) -> Condition:
+def _readiness(seen: Observation, role: RoleStatus, over: bool, now: datetime) -> Condition:
     kind, noun = READINESS[role.name]
-    message = f"{role.ready} of {role.desired} {noun} answer"
+    message, problem = f"{role.ready} of {role.desired} {noun} answer", seen.problems.get(role.name)
     if over:
         reason, message = Reason.RUN_ENDED, "the run has ended"
     elif role.ready >= role.desired:
         reason = Reason.ALL_READY
+    elif problem is not None:
+        reason, message = problem.reason, f"{message}; {_line(problem.message)}"
     elif role.ready > 0:
         reason = Reason.SOME_NOT_READY
     else:
         reason = Reason.STARTING if role.last_termination is None else Reason.RESTARTING
-    if role.last_termination is not None and role.ready < role.desired and not over:
+    if problem is None and role.last_termination is not None and role.ready < role.desired and not over:
         message += f"; exit code {role.last_termination.exit_code}: {role.last_termination.message}"
-    status: Literal["True", "False"] = "True" if reason is Reason.ALL_READY else "False"
+    holds = not over and role.ready >= (seen.needed(role) if seen.in_cluster else role.desired)
+    status: Literal["True", "False"] = "True" if holds else "False"
     return Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=now)
 
 
-def _timed(condition: Condition, before: Condition | None) -> Condition:
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _timed(conditions: list[Condition], previous: RLVRJobStatus) -> tuple[Condition, ...]:
     """Keeps the transition time while the status stays."""
-    if before is None or before.status != condition.status:
-        return condition
-    return condition.model_copy(update={"last_transition_time": before.last_transition_time})
+    before = {condition.type: condition for condition in previous.conditions}
+    return tuple(
+        condition
+        if (old := before.get(condition.type)) is None or old.status != condition.status
+        else condition.model_copy(update={"last_transition_time": old.last_transition_time})
+        for condition in conditions
+    )

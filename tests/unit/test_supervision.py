@@ -12,10 +12,11 @@ from rlvr_api.changes import fixed_changes
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.loading import load_job
 from rlvr_api.process import Role
-from rlvr_api.status import Progress, RoleStatus, Termination, WaitShares
+from rlvr_api.status import Progress, RLVRJobStatus, RoleStatus, Termination, WaitShares
 from rlvr_operator.local.supervision import SETTLED_SECONDS, Backoff, Streak
 from rlvr_operator.local.view import PlainView, duration, panel
-from rlvr_operator.status import Ending, Observation, next_status
+from rlvr_operator.observation import Ending, Observation
+from rlvr_operator.status import next_status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "02-tiny.yaml"
@@ -56,24 +57,34 @@ def roles(rollout=(1, 1), verifier=1, learner=1, **more):
     )
 
 
-def observed(seen_roles, was_ready=True, ending=None, progress=None):
-    return Observation(seen_roles, attempt=1, failures=0, learner_was_ready=was_ready, progress=progress, ending=ending)
+SPEC = load_job(EXAMPLE.read_bytes()).spec
+RAN_BEFORE = RLVRJobStatus(running_since=NOW)
+AT_LEAST_TWO = SPEC.model_copy(update={"rollouts": SPEC.rollouts.model_copy(update={"min_available": 2})})
+
+
+def observed(seen_roles, ending=None, progress=None, spec=SPEC):
+    return Observation(spec, seen_roles, attempt=1, failures=0, progress=progress, ending=ending)
 
 
 @pytest.mark.parametrize(
-    ("seen", "phase"),
+    ("before", "seen", "phase"),
     [
-        (observed(roles(rollout=(0, 1), learner=0), was_ready=False), Phase.PROVISIONING),
-        (observed(roles()), Phase.RUNNING),
-        (observed(roles(rollout=(1, 2))), Phase.RUNNING),
-        (observed(roles(rollout=(0, 2))), Phase.RECOVERING),
-        (observed(roles(verifier=0)), Phase.RECOVERING),
-        (observed(roles(rollout=(0, 0))), Phase.RUNNING),
-        (observed(roles(), ending=Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "")), Phase.COMPLETING),
+        (None, observed(()), Phase.PROVISIONING),
+        (None, observed(roles(rollout=(0, 1), learner=0)), Phase.PROVISIONING),
+        (None, observed(roles(rollout=(0, 1))), Phase.PROVISIONING),
+        (None, observed(roles()), Phase.RUNNING),
+        (None, observed(roles(rollout=(1, 2))), Phase.RUNNING),
+        (RAN_BEFORE, observed(roles(rollout=(0, 2))), Phase.RECOVERING),
+        (RAN_BEFORE, observed(roles(rollout=(1, 2)), spec=AT_LEAST_TWO), Phase.RECOVERING),
+        (RAN_BEFORE, observed(roles(rollout=(1, 1)), spec=AT_LEAST_TWO), Phase.RUNNING),
+        (RAN_BEFORE, observed(roles(verifier=0)), Phase.RECOVERING),
+        (RAN_BEFORE, observed(roles(learner=0)), Phase.RECOVERING),
+        (None, observed(roles(rollout=(0, 0))), Phase.RUNNING),
+        (None, observed(roles(), ending=Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "")), Phase.COMPLETING),
     ],
 )
-def test_phase_follows_from_what_is_observed(seen, phase):
-    assert next_status(None, seen, NOW).phase is phase
+def test_phase_follows_from_what_is_observed(before, seen, phase):
+    assert next_status(before, seen, NOW).phase is phase
 
 
 def condition(status, kind):

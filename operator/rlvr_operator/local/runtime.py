@@ -30,7 +30,8 @@ from rlvr_operator.local.parts import Parts, PartsBuilder, Site
 from rlvr_operator.local.ports import PortReservation
 from rlvr_operator.local.supervision import BadInputError, BudgetExhaustedError, Supervisor
 from rlvr_operator.local.view import View
-from rlvr_operator.status import Ending, Observation, next_status
+from rlvr_operator.observation import Ending, Observation
+from rlvr_operator.status import next_status
 
 TICK_SECONDS = 0.5
 STATUS_WRITE_SECONDS = 2.0
@@ -205,10 +206,10 @@ class LocalRuntime:
     def _observe(self) -> Observation:
         parts = self._parts
         if parts is None:
-            return Observation((), self._folder.read_state().attempt, 0, False, None, self._ending)
+            return Observation(self._job.spec, (), self._folder.read_state().attempt, 0, None, self._ending)
         learner = parts.learner
         roles = tuple(parts.role_status(role) for role in Role)
-        return Observation(roles, learner.attempt, learner.failures, learner.was_ready.is_set(), learner.progress, self._ending)
+        return Observation(self._job.spec, roles, learner.attempt, learner.failures, learner.progress, self._ending)
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:

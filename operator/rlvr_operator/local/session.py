@@ -21,8 +21,8 @@ from rlvr_operator.local.parts import Site
 from rlvr_operator.local.preflight import FILE_SCHEME, find_problems, resolve_paths
 from rlvr_operator.local.runtime import LocalRuntime
 from rlvr_operator.local.view import open_view
+from rlvr_operator.observation import Ending
 from rlvr_operator.plan import model_source
-from rlvr_operator.status import Ending
 
 
 def run_job_file(file: Path, runs_dir: Path, plain: bool) -> int:

@@ -1,0 +1,111 @@
+"""What rendering needs besides the job: whose the objects are, and what the installation says of images and of the operator itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlvr_api import names
+from rlvr_api.process import ENGINE_PORT, LEARNER_STATUS_PORT, VERIFIER_PORT, Role
+from rlvr_api.spec import RLVRJob
+from rlvr_operator.plan import Address, Addresses, Places
+
+Object = dict[str, Any]
+"""A Kubernetes object as plain data."""
+
+PYTHON = "/opt/venv/bin/python"
+JOB_DIR = "/etc/rlvr"
+SEAL_DIR = "/var/run/rlvr/seal"
+MODEL_DIR = "/var/lib/rlvr/model"
+WORK_DIR = "/var/lib/rlvr/work"
+PLACES = Places(
+    python=PYTHON,
+    job_file=f"{JOB_DIR}/job.json",
+    model_dir=MODEL_DIR,
+    seal_key_file=f"{SEAL_DIR}/key",
+    work_dir=WORK_DIR,
+    openmp_library="/opt/venv/lib/libiomp5.so",
+)
+"""Where processes find things in the images and their mounts."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The job that objects belong to, as it is on the API server."""
+
+    name: str
+    namespace: str
+    uid: str
+
+    def reference(self) -> Object:
+        """The owner reference of every child."""
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the operator's installation says of all jobs."""
+
+    images: Mapping[Role, str]
+    """Default image of each role; a job's status pins those that it began with."""
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    operator_namespace: str = "rlvr-system"
+    operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "rlvr-operator"})
+    """Labels of the operator's pods, which NetworkPolicies let in."""
+
+
+def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | None = None) -> Object:
+    """Metadata of a child."""
+    own = {names.LABEL_JOB: owner.name} if role is None else names.labels(owner.name, role, attempt)
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": {**names.MANAGED_BY, **own},
+        "ownerReferences": [owner.reference()],
+    }
+
+
+def addresses(job: RLVRJob, owner: Owner, attempt: int) -> Addresses:
+    """Where a job's processes reach each other, by names of the cluster's DNS."""
+
+    def host(role: Role, pod: str = "") -> str:
+        return f"{pod}{'.' if pod else ''}{names.service_name(owner.name, role)}.{owner.namespace}.svc"
+
+    rollout = names.child_name(owner.name, Role.ROLLOUT)
+    learner_pod = f"{names.child_name(owner.name, Role.LEARNER, attempt)}-0"
+    return Addresses(
+        bind_host="0.0.0.0",  # noqa: S104 - pods are reached from outside; NetworkPolicies say by whom
+        engines=tuple(Address(host(Role.ROLLOUT, f"{rollout}-{n}"), ENGINE_PORT) for n in range(job.spec.rollouts.replicas)),
+        verifier=Address(host(Role.VERIFIER), VERIFIER_PORT),
+        learner=Address(host(Role.LEARNER, learner_pod), LEARNER_STATUS_PORT),
+    )
+
+
+def spec_hash(job: RLVRJob, role: Role, image: str) -> str:
+    """Hash of the settings that a role's processes are started with; pods with another one are out of date.
+
+    Left out is what changes nothing for them: numbers of replicas, other roles, what the operator alone reads.
+    """
+    spec = job.spec.model_dump(mode="json", by_alias=True)
+    for name in ("suspend", "ttl", "failurePolicy"):
+        del spec[name]
+    for section, field_names in (("rollouts", ("replicas", "minAvailable")), ("verifiers", ("replicas", "maxReplicas"))):
+        for name in field_names:
+            del spec[section][name]
+    del spec["scheduling"]["disruptionBudget"]
+    keep = {
+        Role.ROLLOUT: ("model", "precision", "rollouts", "weightSync", "observability", "scheduling", "storage"),
+        Role.VERIFIER: ("environments", "verifiers", "observability", "scheduling", "storage"),
+        Role.LEARNER: tuple(set(spec) - {"rollouts", "verifiers"}),
+    }[role]
+    text = json.dumps({"image": image, **{name: spec[name] for name in keep}}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
