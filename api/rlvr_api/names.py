@@ -27,6 +27,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "rlvr-operator"}
 """On every child: what the operator's watches select."""
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 """On pods: hash of the settings that they were started with."""
+ANNOTATION_SCALED_AT = f"{GROUP}/scaled-at"
+"""On the verifiers' Deployment: when the operator last changed its replicas."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 """On the learner's objects: the attempt they belong to."""
 

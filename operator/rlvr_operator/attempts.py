@@ -1,0 +1,87 @@
+"""When an attempt of the learner has ended, what that means, and when the next one may begin. Pure.
+
+An attempt ends with its pod, whatever ended it. Its number is never used again: commits and weight updates carry it, and older ones are
+refused.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rlvr_api.process import ExitCode, Role
+from rlvr_api.status import RLVRJobStatus, Termination
+from rlvr_operator.observe import Children
+
+BACKOFF_BASE_SECONDS = 1.0
+BACKOFF_MAX_SECONDS = 60.0
+REFUSED_BASE_SECONDS = 5.0
+REFUSED_MAX_SECONDS = 60.0
+"""Between tries of a learner whose preflight refuses: a person may be mending what it named."""
+BIRTH_SECONDS = 15.0
+"""How long the Job controller may take to make a pod, before a Job without one counts as ended."""
+
+
+@dataclass(frozen=True)
+class AttemptEnd:
+    """How an attempt ended."""
+
+    exit_code: int | None
+    """None: nobody knows, since the pod is gone."""
+    message: str
+    time: datetime
+
+    @property
+    def is_done(self) -> bool:
+        """All stages are finished."""
+        return self.exit_code == ExitCode.DONE
+
+
+def attempt_end(seen: Children, attempt: int, unborn: int | None, now: datetime) -> AttemptEnd | None:
+    """How attempt `attempt` ended; None while it goes on, or has not begun.
+
+    Args:
+        unborn: attempt whose Job is known not to have been created yet.
+    """
+    job, pods = seen.learner_job(attempt), seen.of(Role.LEARNER, attempt)
+    if job is None and attempt == unborn:
+        return None
+    if job is not None and job.complete:
+        return AttemptEnd(ExitCode.DONE, "", now)
+    if any(not pod.ended for pod in pods):
+        return None
+    if pods:
+        return _from_pod(pods[-1].termination, pods[-1].evicted, now)
+    if job is None:
+        return AttemptEnd(None, f"the Job of attempt {attempt} was deleted", now)
+    if job.failed is not None:
+        return AttemptEnd(None, job.failed, now)
+    young = now < job.created + timedelta(seconds=BIRTH_SECONDS)
+    return None if young or job.active > 0 or job.name in seen.warnings else AttemptEnd(None, "its pod was deleted", now)
+
+
+def _from_pod(termination: Termination | None, evicted: str | None, now: datetime) -> AttemptEnd:
+    if termination is None:
+        return AttemptEnd(None, evicted or "its pod was lost", now)
+    return AttemptEnd(termination.exit_code, evicted or f"{termination.reason}: {termination.message}", termination.time)
+
+
+def failures_after(end: AttemptEnd, status: RLVRJobStatus, step: int | None) -> int:
+    """Failed attempts in a row, with this one; an attempt that finished a step begins the count anew, one that was stopped in order adds
+    nothing then.
+
+    Args:
+        step: the last step that the attempt is known to have finished.
+    """
+    first = status.attempt_first_step
+    advanced = first is not None and step is not None and step > first
+    if end.exit_code == ExitCode.SUSPENDED and advanced:
+        return 0
+    return 1 if advanced else status.restarts + 1
+
+
+def next_attempt_at(end: AttemptEnd, failures: int, attempt: int, refused: bool) -> datetime:
+    """When the next attempt may begin."""
+    if refused:
+        delay = min(REFUSED_MAX_SECONDS, REFUSED_BASE_SECONDS * 2.0 ** min(attempt - 1, 10))
+    else:
+        delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(max(failures - 1, 0), 10))
+    return end.time + timedelta(seconds=delay)

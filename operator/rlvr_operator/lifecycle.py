@@ -1,0 +1,282 @@
+"""What should be of a job, from what it asks for and what is there: the operator's one decision. Pure, and made anew at every look.
+
+    decide(job, owner, site, previous status, children, now) -> Decision(status, objects to have, deletions, when to look again)
+
+      over      keep its end; remove engines and verifiers, later the learner's pod
+      suspend   end the learner (it commits), then everything else
+      run       an attempt of the learner (numbered, never reused), verifiers at once, engines once a learner's preflight has passed
+
+The attempt's number is in the status before any of its objects exists. Nothing here remembers: killed at any point, the operator decides
+the same from what it finds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from rlvr_api import names
+from rlvr_api.conditions import ConditionType, Phase, Reason
+from rlvr_api.process import ExitCode, Role
+from rlvr_api.spec import RLVRJob
+from rlvr_api.status import RLVRJobStatus, RoleStatus, Termination
+from rlvr_operator import render
+from rlvr_operator.attempts import AttemptEnd, attempt_end, failures_after, next_attempt_at
+from rlvr_operator.autoscale import Scale
+from rlvr_operator.observation import Ending, Observation, Problem
+from rlvr_operator.observe import Children
+from rlvr_operator.problems import role_problems, unplaced
+from rlvr_operator.removals import Deletion, outdated_engines, remove_learners, remove_services, restarting_engines, wedged_pods
+from rlvr_operator.render import Object, Owner, Site
+from rlvr_operator.render.site import spec_hash
+from rlvr_operator.status import next_status
+
+STOPPED = (Phase.SUSPENDING, Phase.SUSPENDED)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now."""
+
+    status: RLVRJobStatus
+    objects: tuple[Object, ...] = ()
+    """Objects that must be there like this."""
+    deletions: tuple[Deletion, ...] = ()
+    needs_seal: bool = False
+    """The Secret with the seal key must be there."""
+    look_again_at: datetime | None = None
+    """When time alone will change something."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a job."""
+
+    job: RLVRJob
+    owner: Owner
+    generation: int
+    site: Site
+    previous: RLVRJobStatus
+    seen: Children
+    now: datetime
+    unborn: int | None = None
+    """Attempt whose Job is known not to have been created yet."""
+    scale: Scale | None = None
+    """Wanted verifiers, where they are scaled."""
+
+    def image(self, role: Role) -> str:
+        """The pinned image of a role."""
+        return self.previous.images.get(role) or self.site.images[role]
+
+
+def decide(look: Look) -> Decision:
+    """What should be of the job."""
+    ending = ended(look.previous)
+    if ending is not None:
+        return _finish(look, ending)
+    end = attempt_end(look.seen, look.previous.execution_attempt, look.unborn, look.now) if look.previous.execution_attempt else None
+    if end is not None and end.is_done:
+        return _finish(look, Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "all stages are finished"))
+    if look.job.spec.suspend:
+        return _suspend(look)
+    return _run(look, end)
+
+
+def ended(status: RLVRJobStatus) -> Ending | None:
+    """How the job has ended for good, if it has."""
+    for condition in status.conditions:
+        if condition.status == "True" and condition.type in (ConditionType.COMPLETE, ConditionType.FAILED):
+            phase = Phase.FAILED if condition.type is ConditionType.FAILED else Phase.COMPLETING
+            return Ending(phase, condition.reason, condition.message)
+    return None
+
+
+def _finish(look: Look, ending: Ending) -> Decision:
+    """Keeps the end, and removes what costs after the times that the job names."""
+    completed = look.previous.completion_time or look.now
+    ttl, seen = look.job.spec.ttl, look.seen
+    services_at = completed + timedelta(seconds=ttl.rollouts_after_finished_seconds)
+    pods_at = completed + timedelta(seconds=ttl.pods_after_finished_seconds)
+    deletions: list[Deletion] = []
+    if look.now >= services_at or ending.phase is Phase.FAILED:
+        deletions += remove_services(seen)
+    if look.now >= pods_at:
+        deletions += remove_learners(seen)
+    elif ending.phase is Phase.FAILED:
+        deletions += remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if job.active)))
+    drained = seen.rollout_set is None and seen.verifier_deployment is None and not (seen.of(Role.ROLLOUT) or seen.of(Role.VERIFIER))
+    if ending.phase is Phase.COMPLETING and drained:
+        ending = replace(ending, phase=Phase.SUCCEEDED)
+    status = _status(look, look.previous, ending).model_copy(update={"completion_time": completed})
+    later = [at for at in (services_at, pods_at) if at > look.now]
+    return Decision(status, deletions=tuple(deletions), look_again_at=min(later, default=None))
+
+
+def _suspend(look: Look) -> Decision:
+    """Ends the learner, which commits a checkpoint; what it needs goes after it."""
+    seen = look.seen
+    deletions = remove_learners(seen)
+    if not any(not pod.ended for pod in seen.of(Role.LEARNER)):
+        deletions += remove_services(seen)
+    gone = not (seen.pods or seen.learner_jobs or seen.rollout_set or seen.verifier_deployment)
+    message = (
+        "no pod of it exists; set spec.suspend to false to go on from the last checkpoint" if gone else "the learner commits a checkpoint"
+    )
+    ending = Ending(Phase.SUSPENDED if gone else Phase.SUSPENDING, Reason.SUSPEND_REQUESTED, message)
+    base = look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
+    deletions += wedged_pods(seen)
+    return Decision(_status(look, base, ending), objects=_standing(look), deletions=tuple(deletions))
+
+
+def _run(look: Look, end: AttemptEnd | None) -> Decision:
+    previous = look.previous
+    resumes = previous.phase in STOPPED
+    base = (
+        previous.model_copy(update={"start_time": look.now, "running_since": None}) if resumes or previous.start_time is None else previous
+    )
+    if resumes or not previous.execution_attempt or _learner_is_outdated(look):
+        return _carry_on(replace(look, previous=_next_attempt(look, base, failures=0 if resumes else previous.restarts)))
+    if end is None:
+        return _carry_on(replace(look, previous=base))
+    return _recover(replace(look, previous=base), end)
+
+
+def _recover(look: Look, end: AttemptEnd) -> Decision:
+    """The attempt has ended and the job goes on, unless it may not."""
+    previous, spec = look.previous, look.job.spec
+    if end.exit_code == ExitCode.SUPERSEDED:
+        return _finish(look, Ending(Phase.FAILED, Reason.SUPERSEDED, end.message))
+    step = None if look.seen.progress is None else look.seen.progress.step
+    refused = end.exit_code == ExitCode.BAD_INPUT and previous.running_since is None
+    failures = previous.restarts if refused else failures_after(end, previous, step)
+    if failures > spec.failure_policy.max_learner_restarts:
+        message = (
+            f"attempt {previous.execution_attempt} of the learner ended with exit code {end.exit_code}: {end.message} ({failures} attempts "
+            f"in a row finished no step; failurePolicy.maxLearnerRestarts is {spec.failure_policy.max_learner_restarts})"
+        )
+        return _finish(look, Ending(Phase.FAILED, Reason.RESTART_BUDGET_EXHAUSTED, message))
+    at = next_attempt_at(end, failures, previous.execution_attempt, refused)
+    respecified = previous.observed_generation not in (None, look.generation)
+    if look.now < at and not (refused and respecified):
+        waiting = _carry_on(look)
+        return replace(waiting, look_again_at=min(filter(None, (waiting.look_again_at, at))))
+    return _carry_on(_next_attempt(look, failures))
+
+
+def _next_attempt(look: Look, failures: int) -> Look:
+    """The same look with the next attempt allotted, with today's default images."""
+    attempt = look.previous.execution_attempt + 1
+    images = {role: look.site.images[role] for role in Role}
+    update = {"execution_attempt": attempt, "restarts": failures, "attempt_first_step": None, "images": images}
+    return replace(look, previous=look.previous.model_copy(update=update), unborn=attempt)
+
+
+def _learner_is_outdated(look: Look) -> bool:
+    """Whether the running attempt was started with settings that have changed since."""
+    job = look.seen.learner_job(look.previous.execution_attempt)
+    return job is not None and not job.failed and job.settings_hash != spec_hash(look.job, Role.LEARNER, look.image(Role.LEARNER))
+
+
+def _carry_on(look: Look) -> Decision:
+    """Everything that a running job has, for the attempt in `look.previous`."""
+    attempt, seen, previous = look.previous.execution_attempt, look.seen, look.previous
+    if previous.attempt_first_step is None and seen.progress is not None and seen.learner_job(attempt) is not None:
+        look = replace(look, previous=previous.model_copy(update={"attempt_first_step": seen.progress.step}))
+    status = _status(look, look.previous, None)
+    hopeless = _hopeless(look, status)
+    if hopeless is not None:
+        return _finish(look, hopeless)
+    image = look.image(Role.ROLLOUT)
+    deletions = [
+        *remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if job.attempt != attempt))),
+        *outdated_engines(seen, spec_hash(look.job, Role.ROLLOUT, image)),
+        *restarting_engines(seen),
+        *wedged_pods(seen),
+    ]
+    again = None if status.running_since else _provisioning_deadline(look)
+    return Decision(status, (*_standing(look), *_workloads(look)), tuple(deletions), needs_seal=True, look_again_at=again)
+
+
+def _standing(look: Look) -> tuple[Object, ...]:
+    return render.standing(look.job, look.owner, look.site)
+
+
+def _workloads(look: Look) -> Iterator[Object]:
+    job, owner, site, seen, attempt = look.job, look.owner, look.site, look.seen, look.previous.execution_attempt
+    yield render.verifiers(job, owner, site, look.image(Role.VERIFIER), look.scale or Scale(job.spec.verifiers.replicas, None))
+    preflight_passed = any(pod.ready for pod in seen.of(Role.LEARNER, attempt))
+    if seen.rollout_set is not None or preflight_passed:
+        yield render.rollouts(job, owner, site, look.image(Role.ROLLOUT))
+    older = any(not pod.ended for pod in seen.of(Role.LEARNER) if pod.attempt != attempt)
+    if attempt == look.unborn and seen.learner_job(attempt) is None and not older:
+        yield render.learner(job, owner, site, look.image(Role.LEARNER), attempt)
+
+
+def _hopeless(look: Look, status: RLVRJobStatus) -> Ending | None:
+    """A bound of the job that has been reached."""
+    limit = look.job.spec.failure_policy.max_role_restarts
+    for pod in look.seen.pods:
+        if pod.role is not Role.LEARNER and not pod.ready and pod.restarts > limit:
+            words = "" if pod.termination is None else f": exit code {pod.termination.exit_code}: {pod.termination.message}"
+            message = f"pod {pod.name} was restarted {pod.restarts} times (failurePolicy.maxRoleRestarts {limit}){words}"
+            return Ending(Phase.FAILED, Reason.RESTART_BUDGET_EXHAUSTED, message)
+    if status.running_since is None and look.now >= _provisioning_deadline(look):
+        seconds = look.job.spec.deadlines.provisioning_seconds
+        message = f"not running within deadlines.provisioningSeconds {seconds:.0f}: {status.message or 'some role never answered'}"
+        return Ending(Phase.FAILED, Reason.PROVISIONING_DEADLINE_EXCEEDED, message)
+    return None
+
+
+def _provisioning_deadline(look: Look) -> datetime:
+    return (look.previous.start_time or look.now) + timedelta(seconds=look.job.spec.deadlines.provisioning_seconds)
+
+
+def _status(look: Look, base: RLVRJobStatus, ending: Ending | None) -> RLVRJobStatus:
+    seen, attempt = look.seen, base.execution_attempt
+    problems = {} if ending is not None else dict(role_problems(seen, look.owner.name, attempt))
+    if ending is None and seen.rollout_set is None and Role.ROLLOUT not in problems:
+        problems[Role.ROLLOUT] = Problem(
+            Reason.WAITING_FOR_PREFLIGHT, "they start once the learner has found store, model and verifiers in order"
+        )
+    observation = Observation(
+        spec=look.job.spec,
+        roles=_roles(look, base, over=ending is not None),
+        attempt=attempt,
+        failures=base.restarts,
+        progress=seen.progress,
+        ending=ending,
+        problems=problems,
+        unplaced=unplaced(problems),
+        in_cluster=True,
+        step_seconds=seen.step_seconds,
+    )
+    status = next_status(base, observation, look.now)
+    conditions = tuple(condition.model_copy(update={"observed_generation": look.generation}) for condition in status.conditions)
+    return status.model_copy(
+        update={
+            "observed_generation": look.generation,
+            "rollout_selector": names.selector(look.owner.name, Role.ROLLOUT),
+            "rollout_replicas": len(seen.of(Role.ROLLOUT)),
+            "conditions": conditions,
+        }
+    )
+
+
+def _roles(look: Look, base: RLVRJobStatus, over: bool) -> tuple[RoleStatus, ...]:
+    spec, attempt = look.job.spec, base.execution_attempt
+    verifiers = look.scale.replicas if look.scale is not None else spec.verifiers.replicas
+    desired = {Role.ROLLOUT: spec.rollouts.replicas, Role.VERIFIER: verifiers, Role.LEARNER: 1}
+    return tuple(
+        _role(look, base, role, 0 if over else desired[role], attempt if role is Role.LEARNER else None)
+        for role in (Role.LEARNER, Role.ROLLOUT, Role.VERIFIER)
+    )
+
+
+def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int, attempt: int | None) -> RoleStatus:
+    before = next((status for status in base.roles if status.name is role), None)
+    pods = look.seen.of(role, attempt)
+    ends: list[Termination] = [pod.termination for pod in look.seen.of(role) if pod.termination is not None]
+    if before is not None and before.last_termination is not None:
+        ends.append(before.last_termination)
+    restarts = max(base.execution_attempt - 1, 0) if role is Role.LEARNER else sum(pod.restarts for pod in pods)
+    last = max(ends, key=lambda end: end.time, default=None)
+    return RoleStatus(name=role, desired=desired, ready=sum(pod.ready for pod in pods), restarts=restarts, last_termination=last)

@@ -1,0 +1,66 @@
+"""What must go, and how: each with the uid that was seen, so that nothing newer of the name is ever removed. Pure."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rlvr_api.process import Role
+from rlvr_operator.observe import Children, PodView
+
+REPORT_AGE_SECONDS = 20.0
+"""A pod younger than this is not the one that a report of its learner speaks of."""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """One object to delete."""
+
+    kind: str
+    name: str
+    uid: str
+    grace_seconds: int | None = None
+    """None: the object's own; 0 does not wait for its node."""
+
+
+def remove_learners(seen: Children) -> list[Deletion]:
+    """The Jobs of attempts, and with them their pods, which get SIGTERM and their grace."""
+    return [Deletion("Job", job.name, job.uid) for job in seen.learner_jobs if not job.deleting]
+
+
+def remove_services(seen: Children) -> list[Deletion]:
+    """Engines and verifiers."""
+    items = [item for item in (seen.rollout_set, seen.verifier_deployment) if item is not None]
+    return [
+        Deletion(item["kind"], item["metadata"]["name"], item["metadata"]["uid"])
+        for item in items
+        if "deletionTimestamp" not in item["metadata"]
+    ]
+
+
+def outdated_engines(seen: Children, settings_hash: str) -> list[Deletion]:
+    """Engines that were started with other settings: those that do not serve at once, and one of the others while all answer."""
+    engines = seen.of(Role.ROLLOUT)
+    old = [pod for pod in engines if pod.settings_hash != settings_hash and not pod.deleting]
+    idle = [pod for pod in old if not pod.ready]
+    if idle or not old:
+        return [_pod(pod) for pod in idle]
+    return [_pod(old[0])] if all(pod.ready for pod in engines) else []
+
+
+def restarting_engines(seen: Children) -> list[Deletion]:
+    """Engines of which the learner says that only a new process helps."""
+    progress = seen.progress
+    if progress is None:
+        return []
+    named = {pod.name.rpartition("-")[2]: pod for pod in seen.of(Role.ROLLOUT)}
+    wanted = [named.get(name.rpartition("-")[2]) for name, engine in progress.engines.items() if engine.needs_restart]
+    oldest = progress.last_updated - timedelta(seconds=REPORT_AGE_SECONDS)
+    return [_pod(pod) for pod in wanted if pod is not None and not pod.deleting and pod.created < oldest]
+
+
+def wedged_pods(seen: Children) -> list[Deletion]:
+    """Deleted pods whose node does not answer: the API server forgets them, and fencing keeps what may still run there from doing harm."""
+    return [Deletion("Pod", pod.name, pod.uid, grace_seconds=0) for pod in seen.pods if pod.overdue]
+
+
+def _pod(pod: PodView) -> Deletion:
+    return Deletion("Pod", pod.name, pod.uid)
