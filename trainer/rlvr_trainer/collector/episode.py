@@ -9,14 +9,12 @@ group is generated again, and a group with too few verdicts is generated again u
 import time
 from dataclasses import dataclass
 
-from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
-
 from rlvr_api.wire import ScoreItem, Split, Task, TaskRequest
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.engines import Completion, EngineLostError, EnginePool
 from rlvr_trainer.collector.verifiers import VerifierClient
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup
+from rlvr_trainer.telemetry import Attribute, SpanName, current_traceparent, root_span, tracer
 
 MAX_ISSUES = 5
 """How often an index is generated before a group that stays unjudged is given up."""
@@ -57,35 +55,33 @@ class EpisodeRunner:
             EngineLostError: no engine became ready in time.
             RequestRefusedError, UnreachableError: from the verifier service.
         """
-        tracer = trace.get_tracer("rlvr_trainer.collector")
+        admission = episode.admission
         attributes: dict[str, str | int] = {
-            "rlvr.episode": episode.id,
-            "rlvr.environment": episode.admission.environment,
-            "rlvr.level": episode.admission.level,
+            Attribute.EPISODE: episode.id,
+            Attribute.ENVIRONMENT: admission.environment,
+            Attribute.LEVEL: admission.level,
         }
         # A root of its own: the trace of a group ends in the training step that consumes it, which links to it.
-        with tracer.start_as_current_span("rollout_group", context=otel_context.Context(), attributes=attributes):
-            carrier: dict[str, str] = {}
-            propagate.inject(carrier)
-            return await self._collect(tracer, episode, carrier.get("traceparent", ""))
+        with root_span(SpanName.ROLLOUT_GROUP, {**attributes}):
+            return await self._collect(episode, current_traceparent())
 
-    async def _collect(self, tracer: trace.Tracer, episode: Episode, traceparent: str) -> RolloutGroup:
+    async def _collect(self, episode: Episode, traceparent: str) -> RolloutGroup:
         admission = episode.admission
         request = TaskRequest(environment=admission.environment, split=episode.split, seed=admission.task_seed, level=admission.level)
-        with tracer.start_as_current_span("sample"):
+        with tracer().start_as_current_span(SpanName.SAMPLE):
             task = await self.verifiers.sample(request)
         prompt_ids = self.chat.render(task.messages)
         for issue in range(MAX_ISSUES):
-            completion = await self._generate(tracer, prompt_ids, episode, issue)
-            group = await self._score(tracer, request, task, prompt_ids, completion, episode, issue, traceparent)
+            completion = await self._generate(prompt_ids, episode, issue)
+            group = await self._score(request, task, prompt_ids, completion, episode, issue, traceparent)
             if sum(reward is not None for reward in group.rewards) >= max(2, episode.samples / 2):
                 return group
         raise UnjudgedError(f"{episode.id}: fewer than half of {episode.samples} completions were judged, in {MAX_ISSUES} tries")
 
-    async def _generate(self, tracer: trace.Tracer, prompt_ids: tuple[int, ...], episode: Episode, issue: int) -> Completion:
+    async def _generate(self, prompt_ids: tuple[int, ...], episode: Episode, issue: int) -> Completion:
         lost = 0
         while True:
-            with tracer.start_as_current_span("generate") as span:
+            with tracer().start_as_current_span(SpanName.GENERATE) as span:
                 try:
                     seed = (episode.seed + issue) % 2**31
                     completion = await self.engines.generate(prompt_ids, episode.samples, seed, self.timeout_seconds)
@@ -95,12 +91,12 @@ class EpisodeRunner:
                     if lost >= MAX_ISSUES:
                         raise
                     continue
-                span.set_attribute("rlvr.engine", completion.engine)
-                span.set_attribute("rlvr.tokens", sum(len(sample.token_ids) for sample in completion.samples))
+                span.set_attribute(Attribute.ENGINE, completion.engine)
+                span.set_attribute(Attribute.TOKENS, sum(len(sample.token_ids) for sample in completion.samples))
                 return completion
 
     async def _score(
-        self, tracer: trace.Tracer, request: TaskRequest, task: Task, prompt_ids: tuple[int, ...], completion: Completion,
+        self, request: TaskRequest, task: Task, prompt_ids: tuple[int, ...], completion: Completion,
         episode: Episode, issue: int, traceparent: str,
     ) -> RolloutGroup:  # fmt: skip
         texts = [self.chat.decode(sample.token_ids) for sample in completion.samples]
@@ -114,11 +110,11 @@ class EpisodeRunner:
             )
             for number, (sample, text) in enumerate(zip(completion.samples, texts, strict=True))
         ]
-        with tracer.start_as_current_span("score") as span:
+        with tracer().start_as_current_span(SpanName.SCORE) as span:
             started = time.monotonic()
             verdicts = await self.verifiers.score(items, request)
             seconds = time.monotonic() - started
-            span.set_attribute("rlvr.passed", sum((verdict.score or 0) > 0 for verdict in verdicts))
+            span.set_attribute(Attribute.PASSED, sum((verdict.score or 0) > 0 for verdict in verdicts))
         rollouts = tuple(
             Rollout(sample.token_ids, sample.logprobs, sample.spans, sample.finish_reason, text, verdict)
             for sample, text, verdict in zip(completion.samples, texts, verdicts, strict=True)
