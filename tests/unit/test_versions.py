@@ -37,3 +37,13 @@ def test_only_recent_versions_are_remembered() -> None:
     with pytest.raises(UnknownVersionError):
         history.step_of(4)
     assert history.step_of(5) == 5
+
+
+def test_a_step_that_changes_no_weights_ages_no_version() -> None:
+    history = VersionHistory()
+    old, new = history.publish(4), history.publish(5)
+    for _ in range(20):
+        history.skip_step()
+    assert 25 - history.step_of(new) == 0, "its groups are as fresh as any that could be sampled"
+    assert 25 - history.step_of(old) == 1
+    assert 26 - history.step_of(history.publish(26)) == 0

@@ -29,6 +29,7 @@ from rlvr_trainer.metrics import (
     summarize_evaluation,
 )
 from rlvr_trainer.storage.errors import StorageError
+from rlvr_trainer.storage.layout import StageKeys
 
 __all__ = [
     "EvaluationCell", "EvaluationResult", "MetricsLog", "MetricsUnreadableError", "PairedDifference", "Phase", "StepMetrics",
@@ -143,6 +144,16 @@ def key_of(record: StepMetrics | EvaluationResult) -> str:
     """Key of a record below the job's prefix; keys sort by stage, step and attempt."""
     kind = STEPS if isinstance(record, StepMetrics) else EVALUATIONS
     return f"{kind}{record.stage_index:02d}-{record.stage}/{record.step:08d}/{record.attempt:06d}.json"
+
+
+def measured_steps(store: ReadableStore, stage: StageKeys) -> frozenset[int]:
+    """Steps of a stage that have a record, of any attempt."""
+    return frozenset(_position(key)[1] for key in store.list(f"{STEPS}{stage.folder}/"))
+
+
+def evaluated_steps(store: ReadableStore, stage: StageKeys) -> frozenset[int]:
+    """Steps of a stage after which an evaluation was made, by any attempt."""
+    return frozenset(_position(key)[1] for key in store.list(f"{EVALUATIONS}{stage.folder}/"))
 
 
 def read_steps(store: ReadableStore) -> list[StepMetrics]:

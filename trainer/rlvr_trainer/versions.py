@@ -54,8 +54,13 @@ class VersionHistory:
         while len(self._steps) > KEPT_VERSIONS:
             del self._steps[min(self._steps)]
 
+    def skip_step(self) -> None:
+        """Count an optimizer step that changed no weights: no version ages by it, else a stage without signal would run out of fresh
+        groups for good."""
+        self._steps = {version: step + 1 for version, step in self._steps.items()}
+
     def step_of(self, version: int) -> int:
-        """The optimizer step after which `version` was published.
+        """The optimizer step that `version` dates from; later steps that changed no weights are not counted.
 
         Raises:
             UnknownVersionError: it never was.

@@ -1,11 +1,11 @@
 """The stage `rlvr`: collect, record, learn, publish, and now and then evaluate and checkpoint.
 
-    restore -> retrain recorded steps -> publish -> evaluate
+    restore -> retrain recorded steps -> publish -> (evaluate)
     each step:  batch -> Parquet -> record -> optimizer step -> publish -> (evaluate) -> (checkpoint)
-    at the end: evaluate -> checkpoint
 
 The record is written before the step is trained, and the same batch is trained again after a crash, so every admitted index is consumed
-once, discarded with a reason, or pending (`storage/resume.py`). Staleness counts optimizer steps over all stages.
+once, discarded with a reason, or pending (`storage/resume.py`). What the crash kept from being measured is measured then, too.
+Staleness counts optimizer steps over all stages; a step without a live group changes no weights and does not count.
 """
 
 import logging
@@ -24,6 +24,7 @@ from rlvr_trainer.collector.ledger import Batch, GroupLedger
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.learner import Learner, StepReport
 from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
+from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
 from rlvr_trainer.storage.checkpoint import CheckpointOutcome, CheckpointWriter
@@ -75,12 +76,13 @@ class RlvrStage:
         collector = None
         try:
             self._run.publish(self._before + self._step)
-            if self._step == 0:
-                self._run.evaluate(self._keys, 0, self._before)
+            if self._is_evaluation_due() and self._step not in evaluated_steps(self._run.store, self._keys):
+                self._evaluate()
             collector = self._start_collector(plan)
+            if self._step == self._spec.steps:  # the attempt before trained the last step, and did not commit it
+                self._save(collector, final=True)
             while self._step < self._spec.steps:
                 self._take_step(collector)
-            self._save(collector, final=True)
         except StopRequestedError:
             self._save(collector, final=False)
             raise
@@ -99,18 +101,34 @@ class RlvrStage:
         if self._checkpoint is not None:
             scalars = self._checkpoint.manifest.state.scalars
             self._learner.load(self._checkpoint.tensors, scalars)
+        measured = measured_steps(self._run.store, self._keys) if plan.replay else frozenset()
         for record in plan.replay:
-            self._replay(record)
+            self._replay(record, measure=record.step not in measured)
         return plan
 
-    def _replay(self, record: StepRecord) -> None:
+    def _replay(self, record: StepRecord, *, measure: bool) -> None:
         self._run.check()
         logger.info("training recorded step %d of stage %s again", record.step, self._keys.name)
         self._run.board.update(message=f"training recorded step {record.step} again")
         self._run.versions.note(record.weight_version, self._before + record.step - 1)
         groups = tuple(group for blob in record.rollouts for group in read_groups(self._run.store, blob))
-        self._learner.step(groups, self._before + record.step - 1, self._run.versions.step_of)
-        self._step = record.step
+        report = self._train(groups)
+        if measure:
+            curriculum = record.curriculum if isinstance(record.curriculum, dict) else {}
+            discarded = tuple((discard.index, discard.reason) for discard in record.discarded)
+            batch = Batch(groups, discarded, record.pending, record.cursor, curriculum)
+            # The version that the lost attempt would have published: `plan_resume` sets it aside.
+            made = record.weight_version + int(report.updated)
+            self._run.metrics.write(_step_metrics(self._keys, self._step, self._run.context.attempt, batch, report, made))
+        self._phases = {}
+
+    def _train(self, groups: tuple[RolloutGroup, ...]) -> StepReport:
+        with self._phase(Phase.TRAIN):
+            report = self._learner.step(groups, self._before + self._step, self._run.versions.step_of)
+        self._step += 1
+        if not report.updated:
+            self._run.versions.skip_step()
+        return report
 
     def _start_collector(self, plan: ResumePlan) -> Collector:
         spec = self._run.context.job.spec
@@ -148,15 +166,19 @@ class RlvrStage:
         with train_step_span(self._keys.name, self._before + self._step + 1, [group.traceparent for group in batch.groups]):
             with self._phase(Phase.COMMIT):
                 self._record(batch)
-            with self._phase(Phase.TRAIN):
-                report = self._learner.step(batch.groups, self._before + self._step, self._run.versions.step_of)
-            self._step += 1
+            report = self._train(batch.groups)
             with self._phase(Phase.PUBLISH):
                 published = self._run.publish(self._before + self._step) if report.updated else None
         collector.step_done()
         seconds, tokens = time.monotonic() - started, collector.times.tokens - tokens_before
-        self._note(batch, report, published, seconds, tokens)
+        metrics = self._measure(batch, report, published, seconds)
+        self._show(metrics)
+        self._run.metrics.write(metrics)  # now, for it would be lost if the process died in what follows
         self._after_step(collector)
+        metrics = metrics.model_copy(update={"phase_seconds": self._take_phases()})
+        self._run.metrics.write(metrics)
+        self._run.instruments.record(metrics)
+        self._run.board.note_step(seconds_by_part(metrics), tokens)
 
     def _wait_for_batch(self, collector: Collector) -> Batch:
         step = self._before + self._step
@@ -189,15 +211,20 @@ class RlvrStage:
         )
 
     def _after_step(self, collector: Collector) -> None:
-        spec = self._run.context.job.spec
         last = self._step == self._spec.steps
-        every = spec.evaluation.every_steps
-        if last or (every is not None and self._step % every == 0):
-            with self._phase(Phase.EVALUATE):
-                self._run.evaluate(self._keys, self._step, self._before + self._step)
-        if not last and self._step % spec.learner.checkpoint.every_steps == 0:
-            self._save(collector, final=False)
+        if self._is_evaluation_due():
+            self._evaluate()
+        if last or self._step % self._run.context.job.spec.learner.checkpoint.every_steps == 0:
+            self._save(collector, final=last)
         self._note_uploads()
+
+    def _is_evaluation_due(self) -> bool:
+        every = self._run.context.job.spec.evaluation.every_steps
+        return self._step in (0, self._spec.steps) or (every is not None and self._step % every == 0)
+
+    def _evaluate(self) -> None:
+        with self._phase(Phase.EVALUATE):
+            self._run.evaluate(self._keys, self._step, self._before + self._step)
 
     def _save(self, collector: Collector | None, *, final: bool) -> None:
         """Snapshot the state after the last step; its upload goes on in the background unless the stage ends here."""
@@ -241,23 +268,29 @@ class RlvrStage:
         keep = self._run.context.job.spec.learner.checkpoint.keep_last
         prune(self._run.store, self._keys, keep, self._run.context.attempt)
 
-    def _note(self, batch: Batch, report: StepReport, published: PublishReport | None, seconds: float, tokens: int) -> None:
-        phases = {phase.value: value for phase, value in self._phases.items()}
-        metrics = _step_metrics(self._keys, self._step, self._run, batch, report, seconds, phases)
-        paused = max(published.paused_seconds.values(), default=None) if published is not None else None
-        metrics = metrics.model_copy(update={"paused_seconds": paused, "engines": len(self._run.publisher.clean_engines())})
-        self._phases = {}
-        self._run.metrics.write(metrics)
-        self._run.instruments.record(metrics)
-        board = self._run.board
-        board.update(
+    def _measure(self, batch: Batch, report: StepReport, published: PublishReport | None, seconds: float) -> StepMetrics:
+        metrics = _step_metrics(self._keys, self._step, self._run.context.attempt, batch, report, self._run.versions.current)
+        return metrics.model_copy(
+            update={
+                "phase_seconds": {phase.value: value for phase, value in self._phases.items()},
+                "tokens_per_second": sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts) / seconds,
+                "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
+                "engines": len(self._run.publisher.clean_engines()),
+            }
+        )
+
+    def _show(self, metrics: StepMetrics) -> None:
+        self._run.board.update(
             step=self._before + self._step,
             reward=metrics.reward_mean,
             pass_rate=metrics.pass_rate,
             staleness=metrics.staleness_mean,
-            level={**_levels(batch.curriculum)},
+            level={**metrics.levels},
         )
-        board.note_step(seconds_by_part(metrics), tokens)
+
+    def _take_phases(self) -> dict[str, float]:
+        phases, self._phases = self._phases, {}
+        return {phase.value: seconds for phase, seconds in phases.items()}
 
     @contextmanager
     def _phase(self, phase: Phase) -> Iterator[None]:
@@ -272,9 +305,7 @@ def _levels(curriculum: Mapping[str, JsonValue]) -> dict[str, int]:
     return {name: state["level"] for name, state in curriculum.items() if isinstance(state, dict) and isinstance(state["level"], int)}
 
 
-def _step_metrics(
-    keys: StageKeys, step: int, run: Run, batch: Batch, report: StepReport, seconds: float, phases: dict[str, float]
-) -> StepMetrics:
+def _step_metrics(keys: StageKeys, step: int, attempt: int, batch: Batch, report: StepReport, weight_version: int) -> StepMetrics:
     groups = batch.groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     statuses = Counter(rollout.verdict.status.value for rollout in rollouts)
@@ -282,9 +313,9 @@ def _step_metrics(
         stage=keys.name,
         stage_index=keys.index,
         step=step,
-        attempt=run.context.attempt,
+        attempt=attempt,
         time=datetime.now(UTC),
-        weight_version=run.versions.current,
+        weight_version=weight_version,
         groups=len(groups),
         rollouts=len(rollouts),
         masked=statuses["infra_error"],
@@ -294,8 +325,7 @@ def _step_metrics(
         levels=_levels(batch.curriculum),
         generate_seconds=_mean(groups, "generate_seconds"),
         score_seconds=_mean(groups, "score_seconds"),
-        phase_seconds=phases,
-        tokens_per_second=sum(len(rollout.token_ids) for rollout in rollouts) / seconds,
+        phase_seconds={},
         **report.metrics(),
     )
 
