@@ -70,6 +70,15 @@ def load_job(text: bytes) -> RLVRJob:
     data = _plain_data(_parse(text))
     if not isinstance(data, dict):
         raise _refusal("", f"holds {_shown(data)}; an RLVRJob is a mapping that begins with 'apiVersion: rlvr.dev/v1alpha1'")
+    return job_from(data)
+
+
+def job_from(data: dict[str, Any]) -> RLVRJob:
+    """The job that plain data describes, as a file or the API server holds it.
+
+    Raises:
+        InvalidJobError: with every problem that was found.
+    """
     try:
         return RLVRJob.model_validate_json(json.dumps(_without_server_fields(data)), strict=True)
     except ValidationError as error:

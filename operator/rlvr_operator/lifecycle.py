@@ -130,14 +130,11 @@ def _suspend(look: Look) -> Decision:
 def _run(look: Look, end: AttemptEnd | None) -> Decision:
     previous = look.previous
     resumes = previous.phase in STOPPED
-    base = (
-        previous.model_copy(update={"start_time": look.now, "running_since": None}) if resumes or previous.start_time is None else previous
-    )
+    if resumes or previous.start_time is None:
+        look = replace(look, previous=previous.model_copy(update={"start_time": look.now, "running_since": None}))
     if resumes or not previous.execution_attempt or _learner_is_outdated(look):
-        return _carry_on(replace(look, previous=_next_attempt(look, base, failures=0 if resumes else previous.restarts)))
-    if end is None:
-        return _carry_on(replace(look, previous=base))
-    return _recover(replace(look, previous=base), end)
+        return _carry_on(_next_attempt(look, failures=0 if resumes else previous.restarts))
+    return _carry_on(look) if end is None else _recover(look, end)
 
 
 def _recover(look: Look, end: AttemptEnd) -> Decision:

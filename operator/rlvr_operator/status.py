@@ -64,6 +64,18 @@ def next_status(previous: RLVRJobStatus | None, seen: Observation, now: datetime
     )
 
 
+def refused_status(previous: RLVRJobStatus, reason: Reason, message: str, generation: int, now: datetime) -> RLVRJobStatus:
+    """The status of a job that cannot be acted upon as it is written; what runs goes on as it was."""
+    accepted = Condition(
+        type=ConditionType.ACCEPTED, status="False", reason=reason, message=_line(message), last_transition_time=now,
+        observed_generation=generation,
+    )  # fmt: skip
+    others = [condition for condition in previous.conditions if condition.type is not ConditionType.ACCEPTED]
+    conditions = _timed(sorted([*others, accepted], key=lambda condition: condition.type), previous)
+    update = {"conditions": conditions, "reason": reason, "message": _line(message)[:MAX_MESSAGE], "observed_generation": generation}
+    return previous.model_copy(update=update)
+
+
 def _phase(seen: Observation, running_since: datetime | None) -> Phase:
     if seen.ending is not None:
         return seen.ending.phase

@@ -8,7 +8,7 @@ from rlvr_api.pods import Pod, Toleration
 from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import Preparation, Workload
-from rlvr_operator.render.site import JOB_DIR, MODEL_DIR, SEAL_DIR, WORK_DIR, Object, Owner, Site
+from rlvr_operator.render.site import JOB_DIR, MODEL_DIR, SEAL_DIR, WORK_DIR, Object, Owner, Site, traceparent
 
 USER_ID = 10001
 """User and group of every process; images are built for it."""
@@ -43,7 +43,7 @@ def pod_template(
             "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, site, workload, image)],
+        "containers": [_container(job, owner, site, workload, image)],
         "volumes": _volumes(owner, role, settings),
         "tolerations": [*_node_loss(), *map(_toleration, settings.tolerations)],
     }
@@ -65,7 +65,7 @@ def _settings(job: RLVRJob, role: Role) -> Pod:
     return {Role.ROLLOUT: job.spec.rollouts.pod, Role.VERIFIER: job.spec.verifiers.pod, Role.LEARNER: job.spec.learner.pod}[role]
 
 
-def _container(job: RLVRJob, site: Site, workload: Workload, image: str) -> Object:
+def _container(job: RLVRJob, owner: Owner, site: Site, workload: Workload, image: str) -> Object:
     role, settings = workload.role, _settings(job, workload.role)
     gpus = {job.spec.scheduling.gpu_resource: str(workload.gpus)} if workload.gpus else {}
     return {
@@ -73,7 +73,7 @@ def _container(job: RLVRJob, site: Site, workload: Workload, image: str) -> Obje
         "image": image,
         "imagePullPolicy": site.pull_policy,
         "command": list(workload.command),
-        "env": _env(job, {**workload.env, "HOME": "/tmp"}, workload.needs_storage),  # noqa: S108 - an emptyDir of the pod's own
+        "env": _env(job, {**workload.env, **_own_env(job, owner)}, workload.needs_storage),
         "ports": [{"name": "http", "containerPort": workload.port, "protocol": "TCP"}],
         "resources": _resources({**settings.resources.requests, **gpus}, {**settings.resources.limits, **gpus}),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -95,6 +95,12 @@ def _init_container(job: RLVRJob, site: Site, preparation: Preparation, image: s
         "securityContext": _locked(read_only_root=True),
         "volumeMounts": _mounts(role),
     }
+
+
+def _own_env(job: RLVRJob, owner: Owner) -> dict[str, str]:
+    """Variables that only pods have."""
+    home = {"HOME": "/tmp"}  # noqa: S108 - an emptyDir of the pod's own
+    return home if job.spec.observability.tracing is None else {**home, "TRACEPARENT": traceparent(owner.uid)}
 
 
 def _env(job: RLVRJob, plain: Mapping[str, str], needs_storage: bool) -> list[Object]:

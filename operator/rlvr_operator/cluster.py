@@ -1,0 +1,201 @@
+"""The API server: the only module that talks to it. Every request is bounded, counted, and fails as one of four errors.
+
+    ConflictError     somebody was faster, or the object is another one: look again
+    GoneError         there is no such object
+    RefusedError      it will be refused again as long as nothing changes: tell the user
+    UnavailableError  the server, the network or its limits: try again later
+
+Objects are plain data. Children are written by server-side apply with one field manager, so create equals update.
+"""
+
+import json
+from typing import Self
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config.config_exception import ConfigException
+
+from rlvr_operator.kinds import KINDS
+from rlvr_operator.metrics import REST_REQUESTS
+from rlvr_operator.removals import Deletion
+from rlvr_operator.render import Object
+
+FIELD_MANAGER = "rlvr-operator"
+TIMEOUT_SECONDS = 30.0
+PAGE_SIZE = 500
+TYPED_PATCH = "failed to create typed patch object"
+"""What the API server says, with status 500, to an apply that its schema refuses."""
+
+Query = list[tuple[str, str]]
+
+
+class ClusterError(Exception):
+    """A request failed; the message is the API server's own."""
+
+
+class ConflictError(ClusterError):
+    """The object has changed, or is another one of the same name."""
+
+
+class GoneError(ClusterError):
+    """There is no such object."""
+
+
+class RefusedError(ClusterError):
+    """Invalid or forbidden; the same request will be refused again."""
+
+
+class UnavailableError(ClusterError):
+    """The server cannot answer now."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Cluster:
+    """A client of one API server; `async with` closes its connections."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """The cluster that this process runs in, or that KUBECONFIG names.
+
+        Raises:
+            ConfigException: neither is there.
+        """
+        settings = client.Configuration()
+        try:
+            config.load_incluster_config(client_configuration=settings)
+        except ConfigException:
+            await config.load_kube_config(client_configuration=settings)
+        settings.connection_pool_maxsize = 64
+        return cls(client.ApiClient(settings))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._api.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """One object; None if there is none."""
+        try:
+            return await self._request("GET", KINDS[kind].path(namespace, name))
+        except GoneError:
+            return None
+
+    async def list(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        """All objects of a kind, in pages. They carry kind and apiVersion, which the API server leaves out in lists."""
+        found: list[Object] = []
+        query: Query = [("limit", str(PAGE_SIZE)), ("labelSelector", labels), ("fieldSelector", fields)]
+        while True:
+            page = await self._request("GET", KINDS[kind].path(namespace), query=[pair for pair in query if pair[1]])
+            found += [{"kind": kind, "apiVersion": KINDS[kind].api_version, **item} for item in page["items"]]
+            token = page["metadata"].get("continue")
+            if not token:
+                return found
+            query = [*query[:3], ("continue", token)]
+
+    async def apply(self, item: Object, uid: str | None = None) -> Object:
+        """Server-side apply of a child.
+
+        Args:
+            uid: of the object that is there; a newer one of the name is a ConflictError. None: there is none.
+        """
+        body = item if uid is None else {**item, "metadata": {**item["metadata"], "uid": uid}}
+        meta = item["metadata"]
+        path = KINDS[item["kind"]].path(meta["namespace"], meta["name"])
+        return await self._request("PATCH", path, body, _APPLY, "application/apply-patch+yaml")
+
+    async def apply_status(self, namespace: str, name: str, resource_version: str, status: Object) -> Object:
+        """Server-side apply of a job's status, if the job is still as it was seen."""
+        kind = KINDS["RLVRJob"]
+        meta = {"name": name, "namespace": namespace, "resourceVersion": resource_version}
+        body = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta, "status": status}
+        return await self._request("PATCH", kind.path(namespace, name, "status"), body, _APPLY, "application/apply-patch+yaml")
+
+    async def create(self, item: Object) -> bool:
+        """Create an object; False if one of the name is there."""
+        try:
+            await self._request("POST", KINDS[item["kind"]].path(item["metadata"]["namespace"]), item)
+        except ConflictError:
+            return False
+        return True
+
+    async def replace(self, item: Object) -> Object:
+        """Write a whole object, if it is still as it was read."""
+        return await self._request("PUT", KINDS[item["kind"]].path(item["metadata"]["namespace"], item["metadata"]["name"]), item)
+
+    async def merge(self, kind: str, namespace: str, name: str, patch: Object) -> Object:
+        """Merge-patch an object."""
+        return await self._request("PATCH", KINDS[kind].path(namespace, name), patch, content_type="application/merge-patch+json")
+
+    async def delete(self, namespace: str, deletion: Deletion) -> None:
+        """Delete one object, and its pods in the background; nothing happens if it is gone, or another one."""
+        body: Object = {"preconditions": {"uid": deletion.uid}, "propagationPolicy": "Background"}
+        if deletion.grace_seconds is not None:
+            body["gracePeriodSeconds"] = deletion.grace_seconds
+        try:
+            await self._request("DELETE", KINDS[deletion.kind].path(namespace, deletion.name), body)
+        except (GoneError, ConflictError):
+            return
+
+    async def _request(
+        self, method: str, path: str, body: Object | None = None, query: Query | None = None, content_type: str = "application/json"
+    ) -> Object:
+        code = "error"
+        try:
+            request = await self._api.param_serialize(
+                method, path, query_params=query or [], body=body, auth_settings=["BearerToken"],
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+            )  # fmt: skip
+            response = await self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+            data = await response.read()
+            code = str(response.status)
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            raise UnavailableError(f"{method} {path}: {type(error).__name__}: {error}") from error
+        except ApiException as error:
+            code = str(error.status)
+            raise _error(int(error.status or 0), str(error.body or error.reason), dict(error.headers or {}), f"{method} {path}") from error
+        finally:
+            REST_REQUESTS.labels(code=code, method=method).inc()
+        if not 200 <= response.status <= 299:
+            raise _error(response.status, data.decode("utf-8", "replace"), dict(response.getheaders() or {}), f"{method} {path}")
+        answer: Object = json.loads(data)
+        return answer
+
+
+_APPLY: Query = [("fieldManager", FIELD_MANAGER), ("force", "true"), ("fieldValidation", "Strict")]
+
+
+def _error(code: int, body: str, headers: dict[str, str], request: str) -> ClusterError:
+    message, reason = _words(body)
+    text = f"{request}: {message}"
+    if code == 404:
+        return GoneError(text)
+    if code == 409:
+        return ConflictError(text)
+    if code == 429 or code >= 500:
+        if TYPED_PATCH in message:
+            return RefusedError(text)
+        return UnavailableError(text, _seconds(headers))
+    if code == 403 and "because it is being terminated" in message:
+        return GoneError(text)
+    return RefusedError(f"{text} ({reason or code})")
+
+
+def _words(body: str) -> tuple[str, str]:
+    try:
+        status = json.loads(body)
+        return str(status.get("message", body)), str(status.get("reason", ""))
+    except (ValueError, AttributeError):
+        return body[:500], ""
+
+
+def _seconds(headers: dict[str, str]) -> float | None:
+    value = {name.lower(): text for name, text in headers.items()}.get("retry-after", "")
+    return float(value) if value.isdigit() else None

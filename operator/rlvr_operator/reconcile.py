@@ -1,0 +1,281 @@
+"""One look at one job: observe -> decide -> write. Level-triggered; whatever happened before, it goes by what is there now.
+
+The order of writes is what makes a kill at any point harmless: a new attempt's number, its objects, deletions, the rest of the status. A
+settled job costs no request at all.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from rlvr_api import names
+from rlvr_api.conditions import Phase, Reason
+from rlvr_api.loading import InvalidJobError, job_from
+from rlvr_api.process import Role
+from rlvr_api.spec import RLVRJob
+from rlvr_api.status import RLVRJobStatus
+from rlvr_operator import metrics
+from rlvr_operator.autoscale import Scale, next_scale
+from rlvr_operator.cache import Cache
+from rlvr_operator.cluster import Cluster, RefusedError
+from rlvr_operator.lifecycle import Decision, Look, decide
+from rlvr_operator.notices import Recorder, notices
+from rlvr_operator.observe import Children, read_children
+from rlvr_operator.pollers import Pollers, Target
+from rlvr_operator.render import Object, Owner, Site
+from rlvr_operator.render.site import addresses
+from rlvr_operator.status import READINESS, refused_status
+from rlvr_operator.warning_events import WarningEvents
+from rlvr_operator.work_queue import Key, WorkQueue
+from rlvr_operator.writer import NameConflictError, Writer
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 30.0
+"""Shortest time between two status writes that tell nothing but progress."""
+RESTLESS_SECONDS = 10.0
+"""A job that is under way but not running is looked at this often: volumes that cannot be mounted are told in events only, and nodes that
+are lost say nothing."""
+CONFLICT_SECONDS = 15.0
+SEAL_SECONDS = 60.0
+ROLE_OF = {kind: role for role, (kind, _) in READINESS.items()}
+MOVING = (Phase.PENDING, Phase.PROVISIONING, Phase.RECOVERING, Phase.COMPLETING, Phase.SUSPENDING)
+
+
+@dataclass
+class Memory:
+    """What a reconciler remembers of a job; losing it costs a request or two, or an attempt's number."""
+
+    uid: str
+    unborn: int | None = None
+    status_written: float = float("-inf")
+    sealed: float = float("-inf")
+
+
+class Reconciler:
+    """Looks at jobs, one at a time for each key."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, site: Site, queue: WorkQueue, phases: metrics.JobPhases) -> None:
+        self._cluster, self._cache, self._site, self._queue, self._phases = cluster, cache, site, queue, phases
+        self._writer = Writer(cluster, cache)
+        self._recorder = Recorder(cluster)
+        self._warnings = WarningEvents(cluster)
+        self._memories: dict[Key, Memory] = {}
+        self._targets: dict[Key, Target] = {}
+        self.pollers = Pollers(self.targets, queue.add)
+
+    def targets(self) -> Mapping[Key, Target]:
+        """Whose learners and verifiers are asked how they are."""
+        return dict(self._targets)
+
+    def uid(self, key: Key) -> str | None:
+        """Uid of a job that is known."""
+        item = self._cache.job(key)
+        return None if item is None else str(item["metadata"]["uid"])
+
+    async def reconcile(self, key: Key) -> None:
+        """Look at one job.
+
+        Raises:
+            ClusterError: a request failed; the job must be looked at again.
+        """
+        item = self._cache.job(key)
+        if item is None or "deletionTimestamp" in item["metadata"]:
+            self._forget(key)
+            return
+        meta = item["metadata"]
+        owner = Owner(meta["name"], meta["namespace"], meta["uid"])
+        memory = self._memory(key, owner.uid)
+        previous = read_status(item)
+        try:
+            job = read_job(item)
+        except ValueError as error:
+            await self._refuse(key, item, previous, Reason.INVALID_SPEC, str(error))
+            return
+        look = await self._look(key, item, job, owner, previous, memory)
+        decision = decide(look)
+        try:
+            await self._carry_out(key, item, look, decision, memory)
+        except NameConflictError as error:
+            await self._refuse(key, item, previous, Reason.NAME_CONFLICT, str(error))
+            self._queue.add_after(key, CONFLICT_SECONDS)
+        except RefusedError as error:
+            await self._refuse(key, item, previous, Reason.CREATION_REFUSED, str(error))
+            raise
+
+    async def _look(self, key: Key, item: Object, job: RLVRJob, owner: Owner, previous: RLVRJobStatus, memory: Memory) -> Look:
+        now = datetime.now(UTC)
+        seen = read_children(owner, self._cache.children(key), now)
+        attempt = previous.execution_attempt
+        learner = next((pod for pod in seen.of(Role.LEARNER, attempt) if not pod.ended and pod.address), None)
+        uid = learner.uid if learner is not None else next((pod.uid for pod in seen.of(Role.LEARNER, attempt)), "")
+        progress, step_seconds = self.pollers.progress(key, uid)
+        seen = replace(seen, progress=progress, step_seconds=step_seconds)
+        seen = replace(seen, warnings=await self._warnings.find(owner, seen, attempt))
+        scale = self._scale(key, job, seen, now)
+        if learner is not None and learner.address is not None and not learner.deleting:
+            self._targets[key] = _target(job, owner, seen, learner.uid, learner.address)
+        else:
+            self._targets.pop(key, None)
+        return Look(
+            job=job, owner=owner, generation=item["metadata"]["generation"], site=self._site, previous=previous, seen=seen, now=now,
+            unborn=memory.unborn, scale=scale,
+        )  # fmt: skip
+
+    def _scale(self, key: Key, job: RLVRJob, seen: Children, now: datetime) -> Scale | None:
+        most = job.spec.verifiers.max_replicas
+        if most is None:
+            return None
+        current = read_scale(seen.verifier_deployment, job.spec.verifiers.replicas)
+        return next_scale(current, job.spec.verifiers.replicas, most, self.pollers.queue_wait_seconds(key), now)
+
+    async def _carry_out(self, key: Key, item: Object, look: Look, decision: Decision, memory: Memory) -> None:
+        status = decision.status
+        if status.execution_attempt != look.previous.execution_attempt:
+            item = await self._write_status(key, item, look.owner, look.previous, status, memory)
+            memory.unborn = status.execution_attempt
+        if decision.needs_seal and self._lacks_seal(look.seen, memory):
+            await self._writer.seal(look.owner)
+            memory.sealed = time.monotonic()
+        writes = await self._writer.apply(look.owner, decision.objects, look.seen)
+        learner = names.child_name(look.owner.name, Role.LEARNER, status.execution_attempt) if status.execution_attempt else ""
+        if any(child["kind"] == "Job" and child["metadata"]["name"] == learner for child in decision.objects):
+            memory.unborn = None
+        await self._writer.delete(look.owner, decision.deletions)
+        await self._settle(key, item, look, decision, memory)
+        logger.debug("%s/%s: %d writes, %d deletions", *key, writes, len(decision.deletions))
+
+    async def _settle(self, key: Key, item: Object, look: Look, decision: Decision, memory: Memory) -> None:
+        """Tell the status if it has changed, and make the next appointment."""
+        status, known = decision.status, read_status(item)
+        if status != known:
+            wait = memory.status_written + PROGRESS_SECONDS - time.monotonic()
+            if _is_quiet(known, status) and wait > 0:
+                self._queue.add_after(key, wait)
+            else:
+                await self._write_status(key, item, look.owner, known, status, memory)
+        self._phases.note(key, str(status.phase))
+        if decision.look_again_at is not None:
+            self._queue.add_after(key, (decision.look_again_at - look.now).total_seconds())
+        if status.phase in MOVING or (look.scale is not None and status.phase is Phase.RUNNING):
+            self._queue.add_after(key, RESTLESS_SECONDS)
+
+    async def _write_status(
+        self, key: Key, item: Object, owner: Owner, before: RLVRJobStatus, status: RLVRJobStatus, memory: Memory
+    ) -> Object:
+        """Write a status and tell what changed; returns the job as it is now."""
+        body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        written = await self._cluster.apply_status(owner.namespace, owner.name, item["metadata"]["resourceVersion"], body)
+        memory.status_written = time.monotonic()
+        self._cache.put(written)
+        _measure(owner, before, status)
+        for notice in notices(before, status):
+            await self._recorder.record(owner, notice)
+        return written
+
+    async def _refuse(self, key: Key, item: Object, previous: RLVRJobStatus, reason: Reason, message: str) -> None:
+        meta = item["metadata"]
+        status = refused_status(previous, reason, message, meta["generation"], datetime.now(UTC))
+        if status != previous:
+            owner = Owner(meta["name"], meta["namespace"], meta["uid"])
+            await self._write_status(key, self._cache.job(key) or item, owner, previous, status, self._memory(key, owner.uid))
+        self._phases.note(key, str(status.phase))
+
+    def _lacks_seal(self, seen: Children, memory: Memory) -> bool:
+        if seen.verifier_deployment is None:
+            return True
+        return not any(pod.ready for pod in seen.of(Role.VERIFIER)) and time.monotonic() - memory.sealed > SEAL_SECONDS
+
+    def _memory(self, key: Key, uid: str) -> Memory:
+        memory = self._memories.get(key)
+        if memory is None or memory.uid != uid:
+            memory = self._memories[key] = Memory(uid)
+        return memory
+
+    def _forget(self, key: Key) -> None:
+        self._memories.pop(key, None)
+        self._targets.pop(key, None)
+        self._writer.forget(*key)
+        self._phases.note(key, None)
+
+
+def read_job(item: Object) -> RLVRJob:
+    """The job of an object on the API server.
+
+    Raises:
+        ValueError: it is not valid, or nothing that a cluster can run; the message is for the user.
+    """
+    try:
+        job = job_from(item)
+    except InvalidJobError as error:
+        raise ValueError("; ".join(map(str, error.problems))) from None
+    for path, uri in _uris(job):
+        if uri.startswith("file://"):
+            raise ValueError(f"{path}: {uri} is a folder, which pods do not have: upload it and write s3://bucket/prefix")
+    return job
+
+
+def read_status(item: Object) -> RLVRJobStatus:
+    """The status of a job. What another version of the operator wrote and this one does not know is left out, never the attempt."""
+    raw = item.get("status") or {}
+    try:
+        return RLVRJobStatus.model_validate(raw)
+    except ValidationError as error:
+        logger.warning("%s: the status is not of this version and is written anew: %s", item["metadata"]["name"], error.errors()[0]["msg"])
+        kept = {name: raw[name] for name in ("executionAttempt", "restarts") if isinstance(raw.get(name), int)}
+        phase = raw.get("phase") if raw.get("phase") in tuple(Phase) else Phase.PENDING
+        return RLVRJobStatus.model_validate({**kept, "phase": phase})
+
+
+def read_scale(deployment: Object | None, least: int) -> Scale:
+    """Replicas of the verifiers' Deployment, and when the operator last changed them."""
+    if deployment is None:
+        return Scale(least, None)
+    text = deployment["metadata"].get("annotations", {}).get(names.ANNOTATION_SCALED_AT)
+    return Scale(int(deployment["spec"].get("replicas", least)), None if text is None else datetime.fromisoformat(text))
+
+
+def _uris(job: RLVRJob) -> list[tuple[str, str]]:
+    datasets = [
+        (f"spec.environments[{index}].math.dataset", environment.math.dataset)
+        for index, environment in enumerate(job.spec.environments)
+        if environment.math is not None
+    ]
+    return [("spec.model.uri", job.spec.model.uri), *datasets]
+
+
+def _target(job: RLVRJob, owner: Owner, seen: Children, uid: str, address: str) -> Target:
+    engines = {f"{Role.ROLLOUT}-{n}": engine.url for n, engine in enumerate(addresses(job, owner, 1).engines)}
+    scaled = job.spec.verifiers.max_replicas is not None
+    verifiers = tuple(pod.address for pod in seen.of(Role.VERIFIER) if pod.ready and pod.address) if scaled else ()
+    return Target(uid, address, engines, verifiers)
+
+
+def _is_quiet(before: RLVRJobStatus, after: RLVRJobStatus) -> bool:
+    """Whether two statuses differ in nothing but how far the run is."""
+
+    def core(status: RLVRJobStatus) -> object:
+        bare = status.model_copy(update={"progress": None, "message": "", "attempt_first_step": None})
+        conditions = [(condition.type, condition.status, condition.reason) for condition in status.conditions]
+        return bare.model_copy(update={"conditions": ()}), conditions
+
+    return core(before) == core(after)
+
+
+def _measure(owner: Owner, before: RLVRJobStatus, after: RLVRJobStatus) -> None:
+    if after.execution_attempt > max(1, before.execution_attempt):
+        metrics.RESTARTS.labels(namespace=owner.namespace, role=str(Role.LEARNER)).inc()
+    olds = {role.name: role for role in before.roles}
+    for role in after.roles:
+        if role.name is not Role.LEARNER and role.name in olds and role.restarts > olds[role.name].restarts:
+            metrics.RESTARTS.labels(namespace=owner.namespace, role=str(role.name)).inc(role.restarts - olds[role.name].restarts)
+    lost = {condition.type: condition for condition in before.conditions if condition.status == "False"}
+    for condition in after.conditions:
+        name = ROLE_OF.get(condition.type)
+        if name is not None and condition.status == "True" and condition.type in lost and before.running_since is not None:
+            seconds = (condition.last_transition_time - lost[condition.type].last_transition_time).total_seconds()
+            metrics.RECOVERY_SECONDS.labels(role=str(name)).observe(seconds)

@@ -1,0 +1,87 @@
+"""The operator's own settings: environment variables, as the chart sets them."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlvr_api.process import Role
+from rlvr_operator.render import Site
+
+
+class SettingsError(ValueError):
+    """A variable is missing or wrong; the message says which."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this process runs."""
+
+    site: Site
+    pod_name: str
+    namespace: str
+    """Its own namespace, where the Lease is."""
+    watch_namespaces: tuple[str, ...]
+    """Empty: all."""
+    lease_name: str
+    log_level: str
+    workers: int
+    resync_seconds: float
+    http_port: int
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: a variable is missing or wrong.
+    """
+    images = {role: environ.get(f"RLVR_{role.upper()}_IMAGE", "") for role in Role}
+    missing = [f"RLVR_{role.upper()}_IMAGE" for role, image in images.items() if not image]
+    if missing:
+        raise SettingsError(f"{', '.join(missing)} must name the images of the jobs' pods; the chart sets them")
+    namespace = environ.get("RLVR_POD_NAMESPACE", "rlvr-system")
+    site = Site(
+        images=images,
+        pull_policy=environ.get("RLVR_IMAGE_PULL_POLICY", "IfNotPresent"),
+        pull_secrets=_list(environ.get("RLVR_IMAGE_PULL_SECRETS", "")),
+        operator_namespace=namespace,
+        operator_labels=_labels(environ.get("RLVR_OPERATOR_SELECTOR", '{"app.kubernetes.io/name": "rlvr-operator"}')),
+    )
+    return Settings(
+        site=site,
+        pod_name=environ.get("RLVR_POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+        namespace=namespace,
+        watch_namespaces=_list(environ.get("RLVR_WATCH_NAMESPACES", "")),
+        lease_name=environ.get("RLVR_LEASE_NAME", "rlvr-operator"),
+        log_level=environ.get("RLVR_LOG_LEVEL", "INFO").upper(),
+        workers=int(_number(environ, "RLVR_WORKERS", 8)),
+        resync_seconds=_number(environ, "RLVR_RESYNC_SECONDS", 300),
+        http_port=int(_number(environ, "RLVR_HTTP_PORT", 8080)),
+    )
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _labels(text: str) -> dict[str, str]:
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f'RLVR_OPERATOR_SELECTOR {text!r} is not JSON ({error}); write labels as {{"name": "value"}}') from None
+    if not isinstance(labels, dict) or not labels or not all(isinstance(value, str) for value in labels.values()):
+        raise SettingsError(f'RLVR_OPERATOR_SELECTOR {text!r} holds no labels; write them as {{"name": "value"}}')
+    return labels
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        raise SettingsError(f"{name} {text!r} is not a number") from None
+    if value <= 0:
+        raise SettingsError(f"{name} {text} must be above 0")
+    return value

@@ -1,0 +1,117 @@
+"""Makes the API server's objects what they should be, with as few requests as that takes.
+
+    wanted objects -> nobody else's of the name? -> already as wanted: nothing; else server-side apply, pinned to the uid that was seen
+    seal key       -> created once, never read
+    deletions      -> pinned to the uid that was seen
+
+A write is remembered by the version it left behind, so that an object which never looks as wanted is not written for ever.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+
+from rlvr_api import names
+from rlvr_operator.cache import Cache
+from rlvr_operator.cluster import Cluster, ConflictError
+from rlvr_operator.difference import is_as_wanted
+from rlvr_operator.observe import Children, controller_uid
+from rlvr_operator.removals import Deletion
+from rlvr_operator.render import Object, Owner
+from rlvr_operator.render.site import metadata
+
+SEAL_KEY_BYTES = 32
+
+
+class NameConflictError(Exception):
+    """An object of a child's name exists and is not this job's; the message names it."""
+
+
+class Writer:
+    """Writes the children of jobs."""
+
+    def __init__(self, cluster: Cluster, cache: Cache) -> None:
+        self._cluster, self._cache = cluster, cache
+        self._left: dict[tuple[str, str, str], tuple[str, str]] = {}
+
+    async def apply(self, owner: Owner, wanted: Iterable[Object], seen: Children) -> int:
+        """Bring objects into being, or to what is wanted; returns the number of writes.
+
+        Raises:
+            NameConflictError: before anything is written.
+            ClusterError: a request failed; what came before it stays.
+        """
+        wanted = tuple(wanted)
+        observed = {}
+        for item in wanted:
+            slot = (item["kind"], item["metadata"]["name"])
+            observed[slot] = seen.objects.get(slot) or await self._look_up(owner, item, seen)
+        writes = 0
+        for item in wanted:
+            found = observed[item["kind"], item["metadata"]["name"]]
+            if found is None or self._differs(found, item):
+                await self._write(item, found)
+                writes += 1
+        return writes
+
+    async def seal(self, owner: Owner) -> None:
+        """Have the key of gold answers be there. The operator may create Secrets, not read them."""
+        key = base64.b64encode(os.urandom(SEAL_KEY_BYTES)).decode()
+        meta = metadata(owner, names.seal_secret_name(owner.name))
+        await self._cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {"key": key}, "type": "Opaque"})
+
+    async def delete(self, owner: Owner, deletions: Iterable[Deletion]) -> int:
+        """Delete objects; returns how many."""
+        count = 0
+        for deletion in deletions:
+            await self._cluster.delete(owner.namespace, deletion)
+            count += 1
+        return count
+
+    def forget(self, namespace: str, job: str) -> None:
+        """The job is gone."""
+        mine = [slot for slot in self._left if slot[1] == namespace and slot[2].startswith(f"{job}-")]
+        for slot in mine:
+            del self._left[slot]
+
+    async def _look_up(self, owner: Owner, item: Object, seen: Children) -> Object | None:
+        """An object that the watches did not show: not there, too new for them, or somebody else's."""
+        kind, name = item["kind"], item["metadata"]["name"]
+        found = await self._cluster.get(kind, owner.namespace, name)
+        if found is None:
+            return None
+        if controller_uid(found) != owner.uid:
+            raise NameConflictError(_conflict(owner, found))
+        if "deletionTimestamp" in found["metadata"]:
+            raise ConflictError(f"{kind} {name} is being deleted")
+        return found
+
+    def _differs(self, found: Object, item: Object) -> bool:
+        if item["kind"] == "Job" or is_as_wanted(found, item):
+            return False  # a Job's template cannot change; another one is another attempt
+        return self._left.get(_slot(item)) != (_digest(item), found["metadata"]["resourceVersion"])
+
+    async def _write(self, item: Object, found: Object | None) -> None:
+        answer = await self._cluster.apply(item, None if found is None else found["metadata"]["uid"])
+        if "deletionTimestamp" in answer["metadata"]:
+            raise ConflictError(f"{item['kind']} {item['metadata']['name']} is being deleted")
+        self._left[_slot(item)] = (_digest(item), answer["metadata"]["resourceVersion"])
+        self._cache.put(answer)
+
+
+def _conflict(owner: Owner, found: Object) -> str:
+    kind, meta = found["kind"], found["metadata"]
+    if meta.get("labels", {}).get(names.LABEL_JOB) == owner.name:
+        return f"{kind} {meta['name']} belongs to an earlier job {owner.name} that is still being deleted; it is waited for"
+    holder = next((f"{ref['kind']} {ref['name']}" for ref in meta.get("ownerReferences", ())), "nobody in particular")
+    return f"{kind} {meta['name']} exists and belongs to {holder}: rename the job, or delete the {kind} if it is of no use"
+
+
+def _slot(item: Object) -> tuple[str, str, str]:
+    return item["kind"], item["metadata"]["namespace"], item["metadata"]["name"]
+
+
+def _digest(item: Object) -> str:
+    return hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
