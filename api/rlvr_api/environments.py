@@ -31,12 +31,13 @@ class Arithmetic(ApiModel):
 
 
 class ReasoningGym(ApiModel):
-    """A task of the reasoning-gym library whose scorer is known to be safe; the verifier service lists them."""
+    """A task of the reasoning-gym library whose scorer is known to be safe; the verifier service lists them. Its levels are those of the
+    library's curriculum."""
 
     task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
     """Name of the task, for example `chain_sum`."""
     config: Annotated[dict[str, JsonValue], Field(max_length=32, default_factory=dict)]
-    """Overrides of the task's own configuration, at every level."""
+    """Settings of the task laid over its curriculum's, at every level."""
 
 
 class Math(ApiModel):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvr_api.environments import Arithmetic, EnvironmentSpec, Math, ReasoningGym
+from rlvr_api.environments import Arithmetic, EnvironmentSpec, Levels, Math, ReasoningGym
 from rlvr_api.spec import Storage
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
@@ -141,6 +141,28 @@ def test_reasoning_gym_takes_safe_tasks_only() -> None:
     task = environment.sample("train", 5, 0)
     assert environment.score(task.payload, "banana", False).score == 0.0
     assert environment.score(task.payload, "", False).status is VerdictStatus.INVALID
+
+
+@pytest.mark.parametrize(("task", "last"), [("chain_sum", 10), ("caesar_cipher", 1), ("number_sorting", 7)])
+def test_reasoning_gym_levels_are_those_of_its_curriculum(task: str, last: int) -> None:
+    environment = ReasoningGymEnvironment(EnvironmentSpec(name="x", reasoning_gym=ReasoningGym(task=task)))
+    assert environment.levels == (0, last)
+    for level in range(last + 1):
+        sampled = environment.sample("train", 11, level)
+        answer = environment._dataset(int(str(sampled.payload["seed"])), level)[0]["answer"]
+        assert environment.score(sampled.payload, answer, False).status is VerdictStatus.PASS
+    lengths = [len(environment.sample("train", 11, level).messages[0].content) for level in (0, last)]
+    assert task == "caesar_cipher" or lengths[0] < lengths[1], "harder tasks are longer"
+
+
+def test_reasoning_gym_lays_the_config_over_every_level_and_knows_its_last() -> None:
+    spec = EnvironmentSpec(name="x", reasoning_gym=ReasoningGym(task="chain_sum", config={"min_terms": 2, "max_terms": 2}))
+    environment = ReasoningGymEnvironment(spec)
+    assert all(environment.sample("train", 1, level).messages[0].content.count(" + ") <= 1 for level in range(11))
+    with pytest.raises(EnvironmentSetupError, match=r"levels.maximum 2 is above 1, the last of caesar_cipher"):
+        ReasoningGymEnvironment(EnvironmentSpec(name="x", levels=Levels(maximum=2), reasoning_gym=ReasoningGym(task="caesar_cipher")))
+    with pytest.raises(EnvironmentSetupError, match="refuses config"):
+        ReasoningGymEnvironment(EnvironmentSpec(name="x", reasoning_gym=ReasoningGym(task="gcd", config={"nope": 1})))
 
 
 def test_a_key_opens_only_where_it_was_sealed_and_hides_the_answer() -> None:

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
-from rlvr_verifier.environments.base import EnvironmentSetupError, SampledTask, Score, failed, invalid, passed
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, SampledTask, Score, failed, invalid, passed
 
 HELD_OUT_SHARE = 0.25
 MAX_HELD_OUT = 1_000
@@ -49,12 +49,14 @@ class ArithmeticEnvironment:
         """The problem of a seed.
 
         Raises:
-            ValueError: there is no held-out problem of that number.
+            NoSuchTaskError: there is no held-out problem of that number.
         """
         if split == "heldOut":
             problems = _held_out(tuple(self._spec.operations), level)
             if seed >= len(problems):
-                raise ValueError(f"environment {self.name} has {len(problems)} held-out tasks at level {level}, so none with seed {seed}")
+                raise NoSuchTaskError(
+                    f"environment {self.name} has {len(problems)} held-out tasks at level {level}, so none with seed {seed}"
+                )
             left, operation, right = problems[seed]
         else:
             left, operation, right = self._draw(seed, level)

@@ -13,6 +13,10 @@ class EnvironmentSetupError(ValueError):
     """The environment cannot be used as the job describes it; the message is for a person."""
 
 
+class NoSuchTaskError(ValueError):
+    """The environment has no task of that level or number."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampledTask:
     """A task as its environment made it."""

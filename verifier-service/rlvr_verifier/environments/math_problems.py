@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
-from rlvr_verifier.environments.base import EnvironmentSetupError, SampledTask, Score, failed, invalid, passed
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, SampledTask, Score, failed, invalid, passed
 from rlvr_verifier.environments.datasets import DatasetReader, parse_rows
 
 MAX_ANSWER_CHARACTERS = 512
@@ -57,11 +57,11 @@ class MathEnvironment:
         """A problem; held-out ones by number, training ones by seed modulo their count.
 
         Raises:
-            ValueError: there is no held-out problem of that number.
+            NoSuchTaskError: there is no held-out problem of that number.
         """
         rows = self._held_out if split == "heldOut" else self._train
         if split == "heldOut" and seed >= len(rows):
-            raise ValueError(f"environment {self.name} has {len(rows)} held-out tasks, so none with seed {seed}")
+            raise NoSuchTaskError(f"environment {self.name} has {len(rows)} held-out tasks, so none with seed {seed}")
         row = rows[seed % len(rows)]
         text = f"{row['problem']}\n{self._spec.instruction}" if self._spec.instruction else row["problem"]
         return SampledTask(_problem_id(row["problem"]), (Message(role="user", content=text),), {**row})
