@@ -11,7 +11,9 @@ from fastapi.testclient import TestClient
 from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.app import build_app
+from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments import ENVIRONMENTS, open_environments
+from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import ScorerTimeoutError, WorkerPool
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
@@ -40,8 +42,9 @@ def make_pool(job: RLVRJob) -> WorkerPool:
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     job = make_job(tmp_path)
-    pool = make_pool(job)
-    with TestClient(build_app(VerifierService(job.spec, open_environments(job, {}), Seal(b"k" * 32), pool), pool)) as client:
+    pool, instruments = make_pool(job), Instruments()
+    service = VerifierService(job.spec, open_environments(job, {}), Seal(b"k" * 32), pool, instruments)
+    with TestClient(build_app(service, pool, instruments, Drain())) as client:
         yield client
 
 

@@ -12,8 +12,10 @@ from rlvr_api.process import ExitCode, Variable
 from rlvr_api.spec import RLVRJob
 from rlvr_verifier import telemetry
 from rlvr_verifier.app import build_app
+from rlvr_verifier.drain import FINISH_SECONDS, Drain, DrainingServer
 from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.base import EnvironmentSetupError
+from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
@@ -35,9 +37,10 @@ def main() -> int:
     except (OSError, ValueError) as error:
         return _refuse(str(error) if isinstance(error, EnvironmentSetupError) else f"{type(error).__name__}: {error}")
     telemetry.start(job.spec.observability.tracing, job.metadata.name)
-    pool = WorkerPool(job.model_dump_json(), job.spec)
-    app = build_app(VerifierService(job.spec, environments, seal, pool), pool)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=30)
+    pool, instruments, drain = WorkerPool(job.model_dump_json(), job.spec), Instruments(), Drain()
+    app = build_app(VerifierService(job.spec, environments, seal, pool, instruments), pool, instruments, drain)
+    config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=FINISH_SECONDS)
+    DrainingServer(config, drain).run()
     return ExitCode.DONE
 
 

@@ -1,35 +1,36 @@
-"""The service over HTTP. Every message is one of `rlvr_api.wire`; every error is an `ErrorResponse`."""
+"""The service over HTTP. Every message is one of `rlvr_api.wire`; every error is an `ErrorResponse`.
+
+A gold answer may be in the message of an exception that nobody foresaw, so such messages go nowhere: the answer, the log and the span have
+the exception's type and the line that raised it.
+"""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from opentelemetry import propagate, trace
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from rlvr_api.wire import EnvironmentsResponse, ErrorResponse, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse
+from rlvr_verifier.drain import Drain
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError
+from rlvr_verifier.faults import fault
+from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import PoolBusyError, WorkerPool
 from rlvr_verifier.seal import UnknownKeyError
 from rlvr_verifier.service import IdReusedError, UnknownEnvironmentError, VerifierService
 
+logger = logging.getLogger(__name__)
+
 MAX_BODY_BYTES = 64 << 20
 
 
-class Instruments:
-    """Prometheus metrics of one service."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self.registry = CollectorRegistry()
-        self.verdicts = Counter("rlvr_verifier_verdicts", "Verdicts", ["environment", "status"], registry=self.registry)
-        self.seconds = Histogram("rlvr_verifier_verdict_seconds", "Scoring time with queueing", ["environment"], registry=self.registry)
-        waiting = Gauge("rlvr_verifier_waiting_items", "Items in or before a worker", registry=self.registry)
-        waiting.set_function(lambda: pool.waiting)
-
-
-def build_app(service: VerifierService, pool: WorkerPool) -> FastAPI:
+def build_app(service: VerifierService, pool: WorkerPool, instruments: Instruments, drain: Drain) -> FastAPI:
     """The HTTP interface."""
 
     @asynccontextmanager
@@ -38,8 +39,8 @@ def build_app(service: VerifierService, pool: WorkerPool) -> FastAPI:
         pool.close()
 
     app = FastAPI(title="RLVR verifier service", lifespan=lifespan)
-    instruments = Instruments(pool)
     _add_errors(app)
+    _add_border(app, drain)
     _add_work(app, service, instruments)
 
     @app.get("/v1/environments")
@@ -47,9 +48,12 @@ def build_app(service: VerifierService, pool: WorkerPool) -> FastAPI:
         return EnvironmentsResponse(environments=service.describe())
 
     @app.get("/healthz")
-    @app.get("/readyz")
     def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/readyz")
+    def ready() -> Response:
+        return _error(503, "the service is shutting down; ask another replica") if drain.begun else Response("{}")
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -63,51 +67,78 @@ def _add_work(app: FastAPI, service: VerifierService, instruments: Instruments) 
 
     @app.post("/v1/sample")
     def sample(message: SampleRequest, request: Request) -> SampleResponse:
-        with tracer.start_as_current_span("verifier.sample", context=propagate.extract(dict(request.headers))):
+        with _span(tracer, "verifier.sample", request):
             return SampleResponse(tasks=tuple(service.sample(item) for item in message.items))
 
     @app.post("/v1/score")
     async def score(message: ScoreRequest, request: Request) -> ScoreResponse:
+        arrived = time.monotonic()
         if len({item.id for item in message.items}) != len(message.items):
             raise IdReusedError("two items have the same id; give each completion an id of its own")
-        with tracer.start_as_current_span("verifier.score", context=propagate.extract(dict(request.headers))) as span:
+        with _span(tracer, "verifier.score", request) as span:
             for item in message.items:
                 service.check(item)
-            started = time.monotonic()
-            verdicts = await asyncio.gather(*map(service.score, message.items))
+            verdicts = await asyncio.gather(*(service.score(item, arrived) for item in message.items))
             span.set_attribute("rlvr.items", len(verdicts))
         for item, verdict in zip(message.items, verdicts, strict=True):
             instruments.verdicts.labels(item.environment, verdict.status.value).inc()
-            instruments.seconds.labels(item.environment).observe(time.monotonic() - started)
+            instruments.seconds.labels(item.environment).observe(verdict.seconds)
         return ScoreResponse(verdicts=tuple(verdicts))
 
 
-def _add_errors(app: FastAPI) -> None:
-    def answer(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-        body = ErrorResponse(error=" ".join(text.split())[:2_000]).model_dump_json()
-        return Response(body, status_code=status, media_type="application/json", headers=headers)
+@contextmanager
+def _span(tracer: Tracer, name: str, request: Request) -> Iterator[Span]:
+    """A span under the caller's, that says of an exception its type alone."""
+    parent = propagate.extract(dict(request.headers))
+    with tracer.start_as_current_span(name, context=parent, record_exception=False, set_status_on_exception=False) as span:
+        try:
+            yield span
+        except Exception as error:
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
 
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    body = ErrorResponse(error=" ".join(text.split())[:2_000]).model_dump_json()
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def _add_errors(app: FastAPI) -> None:
     def handler(status: int, headers: dict[str, str] | None = None) -> Callable[[Request, Exception], Response]:
-        return lambda _, error: answer(status, str(error), headers)
+        return lambda _, error: _error(status, str(error), headers)
 
     app.add_exception_handler(UnknownEnvironmentError, handler(404))
     app.add_exception_handler(UnknownKeyError, handler(409))
     app.add_exception_handler(IdReusedError, handler(422))
+    app.add_exception_handler(NoSuchTaskError, handler(422))
+    app.add_exception_handler(EnvironmentSetupError, handler(422))
     app.add_exception_handler(PoolBusyError, handler(429, {"retry-after": "1"}))
-    app.add_exception_handler(ValueError, handler(422))
 
     def invalid_request(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        return answer(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return _error(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
     app.add_exception_handler(RequestValidationError, invalid_request)
 
+
+def _add_border(app: FastAPI, drain: Drain) -> None:
     @app.middleware("http")
-    async def refuse_large_bodies(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def border(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Refuses large bodies, keeps the words of unforeseen errors, and sends clients away from a service that drains."""
+        if request.method != "POST":
+            return await call_next(request)
         length = request.headers.get("content-length", "")
-        if request.method == "POST" and (not length.isdigit() or int(length) > MAX_BODY_BYTES):
-            return answer(
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return _error(
                 413, f"the body needs a content-length of at most {MAX_BODY_BYTES} bytes, not {length or 'none'}; send fewer items"
             )
-        return await call_next(request)
+        with drain:
+            try:
+                response = await call_next(request)
+            except Exception as error:  # noqa: BLE001 - the border of the process
+                logger.error("%s failed: %s", request.url.path, fault(error))
+                response = _error(500, f"{request.url.path} failed with {type(error).__name__}; see the log of the verifier service")
+        if drain.begun:
+            response.headers["connection"] = "close"
+        return response

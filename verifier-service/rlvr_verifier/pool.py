@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
 from pydantic import JsonValue
@@ -34,6 +34,10 @@ class ScorerTimeoutError(RuntimeError):
 
 class WorkerLostError(RuntimeError):
     """A worker died twice on the same item, or could not be started."""
+
+
+class ScorerFailedError(RuntimeError):
+    """The scorer raised; the message says what and where, and nothing of the task."""
 
 
 class PoolBusyError(RuntimeError):
@@ -91,11 +95,16 @@ class WorkerPool:
         self.waiting = 0
         self._live: set[_Worker] = set()
 
-    async def run(self, environment: str, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
+    async def run(
+        self, environment: str, payload: Mapping[str, JsonValue], completion: str, truncated: bool, begin: Callable[[], None] = lambda: None
+    ) -> Score:
         """Score one item in a worker.
 
+        Args:
+            begin: called when a worker takes the item, again when another one does.
+
         Raises:
-            ScorerTimeoutError, WorkerLostError, PoolBusyError: see there.
+            ScorerTimeoutError, ScorerFailedError, WorkerLostError, PoolBusyError: see there.
         """
         if self.waiting >= QUEUED_ITEMS_PER_WORKER * self._workers:
             raise PoolBusyError(f"{self.waiting} items are waiting for {self._workers} workers; try again later")
@@ -103,15 +112,16 @@ class WorkerPool:
         try:
             for attempt in (1, 2):
                 try:
-                    return await self._once((environment, dict(payload), completion, truncated))
+                    return await self._once((environment, dict(payload), completion, truncated), begin)
                 except _WorkerDiedError as error:
                     logger.warning("a scorer's process died (try %d of 2): %s", attempt, error)
         finally:
             self.waiting -= 1
         raise WorkerLostError("the scorer's process died twice on this item")
 
-    async def _once(self, message: tuple[str, dict[str, JsonValue], str, bool]) -> Score:
+    async def _once(self, message: tuple[str, dict[str, JsonValue], str, bool], begin: Callable[[], None]) -> Score:
         worker = await self._idle.get()
+        begin()
         healthy = False
         try:
             if worker is None:
@@ -126,7 +136,7 @@ class WorkerPool:
                 worker = None
             self._idle.put_nowait(worker)
         if isinstance(answer, str):
-            raise RuntimeError(answer)
+            raise ScorerFailedError(answer)
         return answer
 
     def close(self) -> None:
@@ -141,6 +151,7 @@ def _serve(pipe: Connection, job_json: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from rlvr_api.spec import RLVRJob
     from rlvr_verifier.environments import open_environments
+    from rlvr_verifier.faults import fault
 
     environments = open_environments(RLVRJob.model_validate_json(job_json), os.environ)
     pipe.send_bytes(b"ready")
@@ -153,5 +164,5 @@ def _serve(pipe: Connection, job_json: str) -> None:
             score = environments[name].score(payload, completion, truncated)
             answer = json.dumps([score.status.value, score.score, score.reason])
         except Exception as error:  # noqa: BLE001 - the border of the process: the parent makes an infra_error of it
-            answer = json.dumps(f"{type(error).__name__} in the scorer")
+            answer = json.dumps(f"{fault(error)}, in the scorer's process")
         pipe.send_bytes(answer.encode())

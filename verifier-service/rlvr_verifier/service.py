@@ -3,7 +3,8 @@
     sample: environment -> task -> payload sealed into the key
     score:  id seen? -> open the key -> size gate -> environment (slow ones in the worker pool) -> verdict -> remembered by id
 
-An exception of a scorer is an `infra_error`, logged; it is never a zero, and never remembered.
+An exception of a scorer is an `infra_error`, logged; it is never a zero, and never remembered. Its own words go nowhere: they may quote
+the answer.
 """
 
 import asyncio
@@ -23,8 +24,10 @@ from rlvr_api.wire import (
     Verdict,
     VerdictStatus,
 )
-from rlvr_verifier.environments.base import Environment, Score, invalid
-from rlvr_verifier.pool import PoolBusyError, ScorerTimeoutError, WorkerLostError, WorkerPool
+from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Score, invalid
+from rlvr_verifier.faults import fault
+from rlvr_verifier.instruments import Instruments, QueueTicket
+from rlvr_verifier.pool import PoolBusyError, ScorerFailedError, ScorerTimeoutError, WorkerLostError, WorkerPool
 from rlvr_verifier.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -43,11 +46,14 @@ class IdReusedError(ValueError):
 class VerifierService:
     """Environments, seal, workers and the memory of verdicts."""
 
-    def __init__(self, spec: RLVRJobSpec, environments: Mapping[str, Environment], seal: Seal, pool: WorkerPool) -> None:
+    def __init__(
+        self, spec: RLVRJobSpec, environments: Mapping[str, Environment], seal: Seal, pool: WorkerPool, instruments: Instruments
+    ) -> None:
         self._spec = spec
         self._environments = environments
         self._seal = seal
         self._pool = pool
+        self._instruments = instruments
         self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
 
     def describe(self) -> tuple[EnvironmentInfo, ...]:
@@ -69,12 +75,12 @@ class VerifierService:
         """One task.
 
         Raises:
-            UnknownEnvironmentError, ValueError: there is no such task.
+            UnknownEnvironmentError, NoSuchTaskError: there is no such task.
         """
         environment = self._find(request.environment)
         low, high = environment.levels
         if not low <= request.level <= high:
-            raise ValueError(f"environment {request.environment!r} has levels {low} to {high}, not {request.level}")
+            raise NoSuchTaskError(f"environment {request.environment!r} has levels {low} to {high}, not {request.level}")
         task = environment.sample(request.split, request.seed, request.level)
         return Task(
             environment=request.environment,
@@ -93,8 +99,12 @@ class VerifierService:
         if seen is not None and seen[0] != _digest(item):
             raise IdReusedError(f"id {item.id!r} was used for another completion; give each completion an id of its own")
 
-    async def score(self, item: ScoreItem) -> Verdict:
-        """Judge one item that `check` let pass; the same id gets the same verdict, also while the first is under way."""
+    async def score(self, item: ScoreItem, arrived: float) -> Verdict:
+        """Judge one item that `check` let pass; the same id gets the same verdict, also while the first is under way.
+
+        Args:
+            arrived: monotonic time of the request.
+        """
         seen = self._remembered.get(item.id)
         if seen is not None:
             return await asyncio.shield(seen[1])
@@ -103,7 +113,8 @@ class VerifierService:
         if len(self._remembered) > REMEMBERED_VERDICTS:
             self._remembered.popitem(last=False)
         try:
-            verdict = await self._judge(item)
+            with self._instruments.queue(item.environment, arrived) as ticket:
+                verdict = await self._judge(item, ticket)
         except BaseException:
             self._remembered.pop(item.id, None)
             future.cancel()
@@ -113,33 +124,35 @@ class VerifierService:
             self._remembered.pop(item.id, None)
         return verdict
 
-    async def _judge(self, item: ScoreItem) -> Verdict:
+    async def _judge(self, item: ScoreItem, ticket: QueueTicket) -> Verdict:
         environment = self._find(item.environment)
-        started = time.monotonic()
         try:
-            score = await self._score(environment, item)
+            score = await self._score(environment, item, ticket)
         except ScorerTimeoutError as error:
-            return self._verdict(item, environment, VerdictStatus.TIMEOUT, 0.0, str(error), started)
+            return self._verdict(item, environment, VerdictStatus.TIMEOUT, 0.0, str(error), ticket)
         except PoolBusyError:
             raise
-        except WorkerLostError as error:
-            return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, str(error), started)
-        except Exception as error:  # the border of the scorer: whatever it does, it is not the candidate's zero
-            logger.exception("scoring %s of %s failed", item.id, item.environment)
+        except (WorkerLostError, ScorerFailedError) as error:
+            logger.error("scoring %s of %s failed: %s", item.id, item.environment, error)
+            return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, str(error), ticket)
+        except Exception as error:  # noqa: BLE001 - the border of the scorer: whatever it does, it is not the candidate's zero
+            logger.error("scoring %s of %s failed: %s", item.id, item.environment, fault(error))
             reason = f"the scorer failed with {type(error).__name__}"
-            return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, reason, started)
-        return self._verdict(item, environment, score.status, score.score, score.reason, started)
+            return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, reason, ticket)
+        return self._verdict(item, environment, score.status, score.score, score.reason, ticket)
 
-    async def _score(self, environment: Environment, item: ScoreItem) -> Score:
+    async def _score(self, environment: Environment, item: ScoreItem, ticket: QueueTicket) -> Score:
         payload = self._seal.open(item.task_key, item.environment, environment.version)
-        if len(item.completion.encode(errors="replace")) > MAX_COMPLETION_BYTES:
+        too_long = len(item.completion.encode(errors="replace")) > MAX_COMPLETION_BYTES
+        if environment.slow and not too_long:
+            return await self._pool.run(item.environment, payload, item.completion, item.truncated, ticket.begin)
+        ticket.begin()
+        if too_long:
             return invalid(f"the completion has more than {MAX_COMPLETION_BYTES} bytes")
-        if environment.slow:
-            return await self._pool.run(item.environment, payload, item.completion, item.truncated)
         return environment.score(payload, item.completion, item.truncated)
 
     def _verdict(
-        self, item: ScoreItem, environment: Environment, status: VerdictStatus, score: float | None, reason: str, started: float
+        self, item: ScoreItem, environment: Environment, status: VerdictStatus, score: float | None, reason: str, ticket: QueueTicket
     ) -> Verdict:
         return Verdict(
             id=item.id,
@@ -148,7 +161,7 @@ class VerifierService:
             verifier=environment.kind,
             verifier_version=environment.version,
             reason=reason[:500],
-            seconds=time.monotonic() - started,
+            seconds=0.0 if ticket.begun is None else time.monotonic() - ticket.begun,
         )
 
     def _find(self, name: str) -> Environment:

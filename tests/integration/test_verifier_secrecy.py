@@ -1,0 +1,172 @@
+"""A gold answer never leaves the service: not in answers, errors, keys, logs, metrics or spans, whatever is sent and whatever fails."""
+
+import base64
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import JsonValue
+
+from rlvr_api.spec import RLVRJob
+from rlvr_verifier.app import build_app
+from rlvr_verifier.drain import Drain
+from rlvr_verifier.environments import ENVIRONMENTS, open_environments
+from rlvr_verifier.environments.base import Environment, SampledTask, Score
+from rlvr_verifier.instruments import Instruments
+from rlvr_verifier.pool import WorkerPool
+from rlvr_verifier.seal import Seal
+from rlvr_verifier.service import VerifierService
+
+
+class LeakyEnvironment:
+    """Quotes the gold answer in the exceptions it raises."""
+
+    kind, version, deterministic, slow, levels = "leaky", "1", True, False, (0, 0)
+    name = "leaky"
+
+    def __init__(self, real: Environment) -> None:
+        self.real = real
+        self.fail_to_sample = False
+
+    def held_out_tasks(self, level: int) -> int:
+        return 0
+
+    def sample(self, split: str, seed: int, level: int) -> SampledTask:
+        task = self.real.sample("train", seed, 15)
+        if self.fail_to_sample:
+            raise RuntimeError(f"cannot show the answer {task.payload['answer']}")
+        return task
+
+    def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
+        raise ValueError(f"{completion} is not {payload['answer']}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    client: TestClient
+    spans: InMemorySpanExporter
+    leaky: LeakyEnvironment
+    golds: Mapping[str, str]
+    keys: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    data = tmp_path_factory.mktemp("data") / "math.jsonl"
+    data.write_text(json.dumps({"problem": "Factor it.", "answer": "(x-73859)(x+91127)"}))
+    job = RLVRJob.model_validate({
+        "apiVersion": "rlvr.dev/v1alpha1",
+        "kind": "RLVRJob",
+        "metadata": {"name": "verify"},
+        "spec": {
+            "model": {"uri": "file:///none"},
+            "environments": [
+                {"name": "sums", "arithmetic": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
+                {"name": "math", "math": {"dataset": f"file://{data}", "heldOut": 0.01}},
+                {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
+            ],
+            "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
+            "verifiers": {"workers": 1},
+        },
+    })  # fmt: skip
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    environments: dict[str, Environment] = dict(open_environments(job, {}))
+    leaky = environments["leaky"] = LeakyEnvironment(environments["sums"])
+    pool, instruments = WorkerPool(job.model_dump_json(), job.spec), Instruments()
+    service = VerifierService(job.spec.model_copy(), environments, Seal(b"k" * 32), pool, instruments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "get_tracer", provider.get_tracer)
+        app = build_app(service, pool, instruments, Drain())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        keys, golds = {}, {}
+        for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0}.items():
+            request = {"environment": name, "split": "train", "seed": 5, "level": level}
+            keys[name] = client.post("/v1/sample", json={"items": [request]}).json()["tasks"][0]["taskKey"]
+            payload = Seal(b"k" * 32).open(keys[name], name, environments[name].version)
+            golds[name] = str(payload["answer"]) if "answer" in payload else puzzle_answer(payload)
+        yield Bench(client, exporter, leaky, golds, keys)
+
+
+def puzzle_answer(payload: Mapping[str, JsonValue]) -> str:
+    import reasoning_gym
+    from reasoning_gym.factory import create_curriculum
+
+    curriculum = create_curriculum("chain_sum")
+    for attribute in curriculum.attributes.values():
+        curriculum.set_attr_level(attribute.name, min(9, len(attribute.levels) - 1))
+    fields = ("min_terms", "max_terms", "min_digits", "max_digits")
+    config = {field: getattr(curriculum.generate_configuration(), field) for field in fields}
+    return str(reasoning_gym.create_dataset("chain_sum", size=1, seed=payload["seed"], **config)[0]["answer"])
+
+
+def test_every_kind_of_environment_is_here(bench: Bench) -> None:
+    assert len(bench.golds) == len(ENVIRONMENTS) + 1
+    assert all(len(gold) >= 5 for gold in bench.golds.values()), "long enough not to be found by chance"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    environment=st.sampled_from(["sums", "math", "puzzle", "leaky"]),
+    completion=st.text(max_size=200) | st.sampled_from(["too long", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1"]),
+    truncated=st.booleans(),
+)
+def test_nothing_that_leaves_the_service_holds_the_answer(
+    bench: Bench, caplog: pytest.LogCaptureFixture, environment: str, completion: str, truncated: bool
+) -> None:
+    gold = bench.golds[environment]
+    assume(gold not in completion)
+    sent = "7" * 70_000 if completion == "too long" else completion
+    item = {"id": str(uuid.uuid4()), "environment": environment, "taskKey": bench.keys[environment], "completion": sent}
+    with caplog.at_level(logging.DEBUG):
+        answer = bench.client.post("/v1/score", json={"items": [{**item, "truncated": truncated}]})
+    assert answer.json()["verdicts"][0]["status"] in ("fail", "invalid", "infra_error")
+    assert_absent(bench, caplog, gold, answer.text)
+
+
+def test_a_right_answer_is_in_no_log_metric_or_span(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    for environment, gold in bench.golds.items():
+        completion = f"\\boxed{{{gold}}}" if environment == "math" else gold
+        item = {"id": f"right-{environment}", "environment": environment, "taskKey": bench.keys[environment], "completion": completion}
+        with caplog.at_level(logging.DEBUG):
+            verdict = bench.client.post("/v1/score", json={"items": [item]}).json()["verdicts"][0]
+        assert verdict["status"] == ("infra_error" if environment == "leaky" else "pass")
+        assert_absent(bench, caplog, gold, "")
+
+
+def test_errors_and_keys_hold_no_answer(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.leaky.fail_to_sample = True
+    texts = []
+    with caplog.at_level(logging.DEBUG):
+        broken = bench.client.post("/v1/sample", json={"items": [{"environment": "leaky", "split": "train", "seed": 5}]})
+        texts.append(broken.text)
+        assert (broken.status_code, "RuntimeError" in broken.json()["error"]) == (500, True)
+        for name, key in bench.keys.items():
+            wrongs = ({"environment": name, "taskKey": key[:-8]}, {"environment": "sums", "taskKey": bench.keys["math"]}, {})
+            bodies = ({"items": [{"id": "e", "completion": "1", **wrong}]} for wrong in wrongs)
+            texts += [bench.client.post("/v1/score", json=body).text for body in bodies]
+        texts.append(bench.client.get("/v1/environments").text)
+    bench.leaky.fail_to_sample = False
+    for gold in bench.golds.values():
+        assert_absent(bench, caplog, gold, "\n".join(texts))
+        for key in bench.keys.values():
+            assert gold.encode() not in base64.urlsafe_b64decode(key)
+            assert gold not in key
+
+
+def assert_absent(bench: Bench, caplog: pytest.LogCaptureFixture, gold: str, text: str) -> None:
+    spans = "\n".join(span.to_json() for span in bench.spans.get_finished_spans()[-5:])
+    logs = "\n".join(f"{logging.Formatter().format(record)} {record.__dict__}" for record in caplog.records)
+    assert bench.spans.get_finished_spans()
+    for place, content in {"answer": text, "logs": logs, "metrics": bench.client.get("/metrics").text, "spans": spans}.items():
+        assert gold not in content, f"the gold answer is in the {place}"
