@@ -30,6 +30,16 @@ PLACES = Places(
 )
 """Where processes find things in the images and their mounts."""
 
+NOT_STARTED_WITH: Mapping[str, Any] = {
+    "suspend": True,
+    "ttl": True,
+    "failure_policy": True,
+    "rollouts": {"replicas", "min_available"},
+    "verifiers": {"replicas", "max_replicas"},
+    "scheduling": {"disruption_budget"},
+}
+"""Fields of a spec that no process is started with."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -94,21 +104,16 @@ def addresses(job: RLVRJob, owner: Owner, attempt: int) -> Addresses:
 def spec_hash(job: RLVRJob, role: Role, image: str) -> str:
     """Hash of the settings that a role's processes are started with; pods with another one are out of date.
 
-    Left out is what changes nothing for them: numbers of replicas, other roles, what the operator alone reads.
+    Left out is what changes nothing for them: numbers of replicas, other roles, what the operator alone reads. Defaults are, too: a version
+    that knows one more field, or another default, makes no running pod out of date.
     """
-    spec = job.spec.model_dump(mode="json", by_alias=True)
-    for name in ("suspend", "ttl", "failurePolicy"):
-        del spec[name]
-    for section, field_names in (("rollouts", ("replicas", "minAvailable")), ("verifiers", ("replicas", "maxReplicas"))):
-        for name in field_names:
-            del spec[section][name]
-    del spec["scheduling"]["disruptionBudget"]
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=NOT_STARTED_WITH)
     keep = {
         Role.ROLLOUT: ("model", "precision", "rollouts", "weightSync", "observability", "scheduling", "storage"),
         Role.VERIFIER: ("environments", "verifiers", "observability", "scheduling", "storage"),
         Role.LEARNER: tuple(set(spec) - {"rollouts", "verifiers"}),
     }[role]
-    text = json.dumps({"image": image, **{name: spec[name] for name in keep}}, sort_keys=True)
+    text = json.dumps({"image": image, **{name: spec[name] for name in keep if spec.get(name)}}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
