@@ -7,9 +7,10 @@ refused.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from rlvr_api.conditions import ConditionType
 from rlvr_api.process import ExitCode, Role
 from rlvr_api.status import RLVRJobStatus, Termination
-from rlvr_operator.observe import Children
+from rlvr_operator.observe import Children, LearnerJobView
 
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_MAX_SECONDS = 60.0
@@ -28,6 +29,8 @@ class AttemptEnd:
     """None: nobody knows, since the pod is gone."""
     message: str
     time: datetime
+    counts: bool = True
+    """Against the restart budget; False when nobody knows that it ever began, for example after a restart of the operator."""
 
     @property
     def is_done(self) -> bool:
@@ -35,12 +38,14 @@ class AttemptEnd:
         return self.exit_code == ExitCode.DONE
 
 
-def attempt_end(seen: Children, attempt: int, unborn: int | None, now: datetime) -> AttemptEnd | None:
-    """How attempt `attempt` ended; None while it goes on, or has not begun.
+def attempt_end(seen: Children, status: RLVRJobStatus, unborn: int | None, witnessed: int, now: datetime) -> AttemptEnd | None:
+    """How the attempt of `status` ended; None while it goes on, or has not begun.
 
     Args:
         unborn: attempt whose Job is known not to have been created yet.
+        witnessed: latest attempt whose Job is known to have existed.
     """
+    attempt = status.execution_attempt
     job, pods = seen.learner_job(attempt), seen.of(Role.LEARNER, attempt)
     if job is None and attempt == unborn:
         return None
@@ -48,19 +53,28 @@ def attempt_end(seen: Children, attempt: int, unborn: int | None, now: datetime)
         return AttemptEnd(ExitCode.DONE, "", now)
     if any(not pod.ended for pod in pods):
         return None
+    since = _lost_since(status, job, now)
     if pods:
-        return _from_pod(pods[-1].termination, pods[-1].evicted, now)
+        return _from_pod(pods[-1].termination, pods[-1].evicted, since)
     if job is None:
-        return AttemptEnd(None, f"the Job of attempt {attempt} was deleted", now)
+        words = "was deleted" if attempt == witnessed else "is not there, and may never have been"
+        return AttemptEnd(None, f"the Job of attempt {attempt} {words}", since, counts=attempt == witnessed)
     if job.failed is not None:
-        return AttemptEnd(None, job.failed, now)
+        return AttemptEnd(None, job.failed, since)
     young = now < job.created + timedelta(seconds=BIRTH_SECONDS)
-    return None if young or job.active > 0 or job.name in seen.warnings else AttemptEnd(None, "its pod was deleted", now)
+    return None if young or job.active > 0 or job.name in seen.warnings else AttemptEnd(None, "its pod was deleted", since)
 
 
-def _from_pod(termination: Termination | None, evicted: str | None, now: datetime) -> AttemptEnd:
+def _lost_since(status: RLVRJobStatus, job: LearnerJobView | None, now: datetime) -> datetime:
+    """When an attempt was lost whose pod cannot say so any more; the same at every look, or nobody would ever have waited long enough."""
+    ready = next((condition for condition in status.conditions if condition.type is ConditionType.LEARNER_READY), None)
+    since = now if ready is None or ready.status == "True" else ready.last_transition_time
+    return since if job is None else max(since, job.created)
+
+
+def _from_pod(termination: Termination | None, evicted: str | None, since: datetime) -> AttemptEnd:
     if termination is None:
-        return AttemptEnd(None, evicted or "its pod was lost", now)
+        return AttemptEnd(None, evicted or "its pod was lost", since)
     return AttemptEnd(termination.exit_code, evicted or f"{termination.reason}: {termination.message}", termination.time)
 
 
@@ -71,6 +85,8 @@ def failures_after(end: AttemptEnd, status: RLVRJobStatus, step: int | None) -> 
     Args:
         step: the last step that the attempt is known to have finished.
     """
+    if not end.counts:
+        return status.restarts
     first = status.attempt_first_step
     advanced = first is not None and step is not None and step > first
     if end.exit_code == ExitCode.SUSPENDED and advanced:

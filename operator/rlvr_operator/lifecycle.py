@@ -60,6 +60,8 @@ class Look:
     now: datetime
     unborn: int | None = None
     """Attempt whose Job is known not to have been created yet."""
+    witnessed: int = 0
+    """Latest attempt whose Job is known to have existed."""
     scale: Scale | None = None
     """Wanted verifiers, where they are scaled."""
 
@@ -73,7 +75,7 @@ def decide(look: Look) -> Decision:
     ending = ended(look.previous)
     if ending is not None:
         return _finish(look, ending)
-    end = attempt_end(look.seen, look.previous.execution_attempt, look.unborn, look.now) if look.previous.execution_attempt else None
+    end = attempt_end(look.seen, look.previous, look.unborn, look.witnessed, look.now) if look.previous.execution_attempt else None
     if end is not None and end.is_done:
         return _finish(look, Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "all stages are finished"))
     if look.job.spec.suspend:
@@ -102,7 +104,8 @@ def _finish(look: Look, ending: Ending) -> Decision:
     if look.now >= pods_at:
         deletions += remove_learners(seen)
     elif ending.phase is Phase.FAILED:
-        deletions += remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if job.active)))
+        deletions += remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if not seen.is_over(job))))
+    deletions += wedged_pods(seen)
     drained = seen.rollout_set is None and seen.verifier_deployment is None and not (seen.of(Role.ROLLOUT) or seen.of(Role.VERIFIER))
     if ending.phase is Phase.COMPLETING and drained:
         ending = replace(ending, phase=Phase.SUCCEEDED)
