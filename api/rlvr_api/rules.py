@@ -43,7 +43,8 @@ FIXED = ("seed", "model", "precision", "storage.uri", "environments", "sampling"
 """Paths below `spec` that say what is trained."""
 
 _STALE = "self.offPolicy.maxStaleness > 0"
-_CORRECTS = "has(self.offPolicy.correction.tokenTruncated)"
+_CORRECTS = "!has(self.offPolicy.correction.none)"
+_OVERLONG = "s.rlvr.algorithm.dapo.overlong"
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "Algorithm": (one_of(ALGORITHM_KINDS),),
@@ -60,6 +61,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
     "Rlvr": (
         Rule("!self.ordered || self.zeroVariance == 'skip'", "ordered allows no discards, so zeroVariance must be skip, not resample"),
+        Rule("self.minibatches <= self.promptsPerStep", "minibatches is more than promptsPerStep: some would have no group"),
+        Rule(
+            "self.minibatches == 1 || !has(self.algorithm.rloo)",
+            "rloo has no ratio, so with several minibatches it would learn from stale samples as if they were fresh: "
+            "set minibatches to 1, or take reinforcePlusPlus",
+        ),
+        Rule(
+            "self.zeroVariance == 'skip' || !has(self.algorithm.reinforcePlusPlus) || self.algorithm.reinforcePlusPlus.groupBaseline",
+            "groups of equal rewards carry a gradient where reinforcePlusPlus.groupBaseline is false: set zeroVariance to skip",
+        ),
     ),
     "Rollouts": (
         Rule(
@@ -89,9 +100,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "dppoTv already weighs by the sampler: set offPolicy.correction to {none: {}}",
         ),
         Rule(
-            f"({_CORRECTS}) || !({_STALE}) || !self.stages.exists(s, has(s.rlvr) && has(s.rlvr.algorithm.grpo))",
-            "grpo with offPolicy.maxStaleness above 0 and no correction learns from stale samples as if they were fresh: "
-            "set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0",
+            f"({_CORRECTS}) || !({_STALE}) || !self.stages.exists(s, has(s.rlvr) && !has(s.rlvr.algorithm.dppoTv))",
+            "an algorithm other than dppoTv with offPolicy.maxStaleness above 0 and no correction learns from stale samples as if they "
+            "were fresh: set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0",
+        ),
+        Rule(
+            f"!self.stages.exists(s, has(s.rlvr) && has(s.rlvr.algorithm.dapo) && has({_OVERLONG}) "
+            f"&& {_OVERLONG}.bufferTokens > self.sampling.maxTokens)",
+            "dapo.overlong.bufferTokens is more than sampling.maxTokens: an empty completion would be punished; write a fifth of maxTokens",
         ),
         Rule(
             f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
+from pydantic.alias_generators import to_camel
 
-from rlvr_api.algorithms import Correction, TokenTruncated
+from rlvr_api.algorithms import Correction, Rejection, TokenTruncated
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, SecretReference, refuse_reserved
@@ -207,6 +208,8 @@ class OffPolicy(ApiModel):
     """Groups with a token older than this many optimizer steps are discarded, whatever admission allowed."""
     correction: Correction = Correction(token_truncated=TokenTruncated())
     """Weight against the sampler's log-probs."""
+    rejection: Rejection = Rejection()
+    """Completions that are left out; unset: none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -336,10 +339,16 @@ class RLVRJobSpec(ApiModel):
         algorithm, correction = stage.rlvr.algorithm.kind, self.off_policy.correction.kind
         if algorithm == "dppo_tv" and correction != "none":
             raise ValueError(f"{place}.algorithm.dppoTv already weighs by the sampler: set offPolicy.correction to {{none: {{}}}}")
-        if algorithm == "grpo" and correction == "none" and self.off_policy.max_staleness > 0:
+        if algorithm != "dppo_tv" and correction == "none" and self.off_policy.max_staleness > 0:
             raise ValueError(
-                f"{place}.algorithm.grpo with offPolicy.maxStaleness {self.off_policy.max_staleness} and no correction learns from stale "
-                "samples as if they were fresh: set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0"
+                f"{place}.algorithm.{to_camel(algorithm)} with offPolicy.maxStaleness {self.off_policy.max_staleness} and no correction "
+                "learns from stale samples as if they were fresh: set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0"
+            )
+        overlong = stage.rlvr.algorithm.dapo.overlong if stage.rlvr.algorithm.dapo is not None else None
+        if overlong is not None and overlong.buffer_tokens > self.sampling.max_tokens:
+            raise ValueError(
+                f"{place}.algorithm.dapo.overlong.bufferTokens {overlong.buffer_tokens} is more than sampling.maxTokens "
+                f"{self.sampling.max_tokens}: an empty completion would be punished; write a fifth of maxTokens"
             )
         if stage.rlvr.ordered and self.off_policy.max_staleness > 0:
             raise ValueError(f"{place}.ordered repeats a run only with offPolicy.maxStaleness 0, not {self.off_policy.max_staleness}")

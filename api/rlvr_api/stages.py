@@ -40,6 +40,9 @@ class Rlvr(ApiModel):
     """Groups in a step's batch."""
     group_size: Annotated[int, Field(ge=2, le=1024)] = 16
     """Samples of each prompt. At least 2: an advantage is relative to the group's mean, so a group of one teaches nothing."""
+    minibatches: Annotated[int, Field(ge=1, le=64)] = 1
+    """Optimizer updates a step, each on its share of the step's groups. With 1 the ratio to the policy at the start of the step is 1, so
+    only `offPolicy` and `dppoTv` bound how far a token is pushed; from 2 on the algorithms' own clipping does, too."""
     optimizer: Optimizer = Optimizer()
     """Optimizer and schedule; new at each stage."""
     zero_variance: Literal["skip", "resample"] = "skip"
@@ -53,6 +56,19 @@ class Rlvr(ApiModel):
     def _check(self) -> Self:
         if self.ordered and self.zero_variance == "resample":
             raise ValueError("ordered allows no discards, so zeroVariance must be skip, not resample")
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(f"minibatches {self.minibatches} is above promptsPerStep {self.prompts_per_step}: some would have no group")
+        if self.minibatches > 1 and self.algorithm.rloo is not None:
+            raise ValueError(
+                f"algorithm.rloo has no ratio, so with minibatches {self.minibatches} it would learn from stale samples as if they were "
+                "fresh: set minibatches to 1, or take reinforcePlusPlus"
+            )
+        plus_plus = self.algorithm.reinforce_plus_plus
+        if plus_plus is not None and not plus_plus.group_baseline and self.zero_variance == "resample":
+            raise ValueError(
+                "groups of equal rewards carry a gradient where algorithm.reinforcePlusPlus.groupBaseline is false, and zeroVariance "
+                "resample would throw them away: set it to skip"
+            )
         return self
 
 

@@ -7,6 +7,9 @@ from rlvr_api import algorithms as contract
 from rlvr_trainer.algorithms import ALGORITHMS, AlgorithmBase, make_algorithm
 from rlvr_trainer.correction import CORRECTIONS
 
+REQUIRED = {"dr_grpo": {"normalizer_tokens": 8}}
+"""Settings without a default."""
+
 
 def test_every_algorithm_of_the_contract_is_built_and_no_other():
     assert tuple(ALGORITHMS) == contract.ALGORITHM_KINDS
@@ -20,8 +23,8 @@ def test_every_correction_of_the_contract_is_built_and_no_other():
 
 @pytest.mark.parametrize("kind", contract.ALGORITHM_KINDS)
 def test_an_algorithm_is_made_with_its_own_settings_and_lives_in_its_own_file(kind):
-    settings = typing.get_args(contract.Algorithm.model_fields[kind].annotation)[0]()
-    made = make_algorithm(contract.Algorithm(**{kind: settings}))
+    settings = typing.get_args(contract.Algorithm.model_fields[kind].annotation)[0](**REQUIRED.get(kind, {}))
+    made = make_algorithm(contract.Algorithm(**{kind: settings}), 8)
     assert isinstance(made, AlgorithmBase)
     assert made.settings is settings or made.settings == settings
     assert inspect.getmodule(type(made)).__name__ == f"rlvr_trainer.algorithms.{kind}"

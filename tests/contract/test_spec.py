@@ -23,6 +23,12 @@ VALID = {
     },
 }
 
+ALGORITHMS = {
+    "grpo": {}, "drGrpo": {"normalizerTokens": 8}, "rloo": {}, "reinforcePlusPlus": {}, "dapo": {"overlong": {"bufferTokens": 2}},
+    "gspo": {}, "cispo": {}, "sapo": {},
+}  # fmt: skip
+"""All that take a correction."""
+
 REFUSED = {
     "two environments of one name": ("spec.environments", [{"name": "a", "arithmetic": {}}, {"name": "a", "arithmetic": {}}], "twice"),
     "two stages of one name": ("spec.stages", [{"name": "a", "rlvr": {"steps": 1}}, {"name": "a", "rlvr": {"steps": 1}}], "twice"),
@@ -51,6 +57,34 @@ REFUSED = {
     "no room for a prompt": ("spec.sampling.maxTokens", 128, "no room for a prompt"),
     "two weights against the sampler": ("spec.stages.0.rlvr.algorithm", {"dppoTv": {}}, "already weighs by the sampler"),
     "no weight against the sampler": ("spec.offPolicy", {"correction": {"none": {}}}, "as if they were fresh"),
+    "another algorithm without a weight": (
+        "spec",
+        {
+            **VALID["spec"],
+            "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": {"sapo": {}}}}],
+            "offPolicy": {"correction": {"none": {}}},
+        },
+        "as if they were fresh",
+    ),
+    "GSPO with the range of GRPO": (
+        "spec.stages.0.rlvr.algorithm",
+        {"gspo": {"clipLow": 0.2}},
+        "spec.stages[0].rlvr.algorithm.gspo.clipLow: is 0.2; write a number above 0.0 and at most 0.05, for example 0.0003",
+    ),
+    "Dr. GRPO without its constant": ("spec.stages.0.rlvr.algorithm", {"drGrpo": {}}, "normalizerTokens: is missing"),
+    "a cap of CISPO meant as a distance": ("spec.stages.0.rlvr.algorithm", {"cispo": {"maxRatio": 0.2}}, "a number above 1"),
+    "several updates without a ratio": ("spec.stages.0.rlvr", {"steps": 1, "minibatches": 2, "algorithm": {"rloo": {}}}, "has no ratio"),
+    "more minibatches than groups": ("spec.stages.0.rlvr", {"steps": 1, "minibatches": 4, "promptsPerStep": 3}, "above promptsPerStep"),
+    "live groups thrown away": (
+        "spec.stages.0.rlvr",
+        {"steps": 1, "zeroVariance": "resample", "algorithm": {"reinforcePlusPlus": {"groupBaseline": False}}},
+        "groupBaseline is false",
+    ),
+    "a buffer longer than a completion": (
+        "spec.stages.0.rlvr.algorithm",
+        {"dapo": {"overlong": {"bufferTokens": 9}}},
+        "overlong.bufferTokens",
+    ),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
     "a name that leaves no room": ("metadata.name", "a" * 41, "40 characters"),
     "an unknown field": ("spec.rollouts", {"replica": 2}, "did you mean 'replicas'?"),
@@ -94,6 +128,17 @@ ACCEPTED = {
         },
     ),
     "grpo in step without correction": ("spec.offPolicy", {"maxStaleness": 0, "correction": {"none": {}}}),
+    "every algorithm": (
+        "spec.stages",
+        [
+            {"name": kind.lower(), "rlvr": {"steps": 1, "minibatches": 1 if kind == "rloo" else 2, "algorithm": {kind: settings}}}
+            for kind, settings in ALGORITHMS.items()
+        ],
+    ),
+    "every rejection": (
+        "spec.offPolicy",
+        {"correction": {"sequenceMasked": {}}, "rejection": {"geometric": {}, "vetoBelow": 1e-4, "opsm": {}}},
+    ),
     "a dataset": ("spec.environments.0", {"name": "m", "math": {"dataset": "file:///d"}}),
     "GPUs": ("spec.rollouts", {"gpusPerReplica": 4, "tensorParallel": 4, "engineArgs": {"max-num-seqs": 8}}),
     "no engines": ("spec.rollouts.replicas", 0),

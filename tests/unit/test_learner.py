@@ -32,13 +32,20 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def job(algorithm=GRPO, tokens_per_micro_batch=4096, temperature=1.0, correction=None, **optimizer):
-    correction = correction or ({"none": {}} if algorithm == DPPO else {"tokenTruncated": {"cap": 2.0}})
+ALGORITHMS = {
+    "grpo": {}, "drGrpo": {"normalizerTokens": 8}, "rloo": {}, "reinforcePlusPlus": {}, "dapo": {"overlong": {"bufferTokens": 4}},
+    "gspo": {}, "cispo": {}, "sapo": {}, "dppoTv": {},
+}  # fmt: skip
+
+
+def job(algorithm=GRPO, tokens_per_micro_batch=4096, temperature=1.0, correction=None, minibatches=1, **optimizer):
+    correction = correction or ({"none": {}} if "dppoTv" in algorithm else {"tokenTruncated": {"cap": 2.0}})
     return RLVRJobSpec.model_validate({
         "model": {"uri": "file:///model", "maxModelLen": 128},
         "environments": [{"name": "sums", "arithmetic": {}}],
         "sampling": {"maxTokens": 8, "temperature": temperature},
-        "stages": [{"name": "climb", "rlvr": {"steps": 10, "algorithm": algorithm, "optimizer": {"learningRate": 1e-2, **optimizer}}}],
+        "stages": [{"name": "climb", "rlvr": {"steps": 10, "algorithm": algorithm, "minibatches": minibatches,
+                                              "optimizer": {"learningRate": 1e-2, **optimizer}}}],
         "learner": {"tokensPerMicroBatch": tokens_per_micro_batch},
         "offPolicy": {"correction": correction},
     })  # fmt: skip
@@ -90,7 +97,7 @@ def gradients_of_step(folder, groups, **changes):
         kept.update({name: parameter.grad.clone() for name, parameter in policy.parameters().items()})
         return 0.0
 
-    learner._optimizer.apply = spy
+    learner._trainer._optimizer.apply = spy
     return kept, learner.step(groups, 0, at_step_0)
 
 
@@ -126,7 +133,7 @@ def test_the_gradient_is_that_of_the_formula_over_the_live_groups_tokens(folder,
     assert relative_gap(found, wanted) <= 1e-5
 
 
-@pytest.mark.parametrize("algorithm", [GRPO, DPPO], ids=["grpo", "dppo"])
+@pytest.mark.parametrize("algorithm", [{kind: settings} for kind, settings in ALGORITHMS.items()], ids=[*ALGORITHMS])
 def test_the_gradient_does_not_depend_on_micro_batches_or_on_the_order_of_groups(folder, algorithm):
     whole, report = gradients_of_step(folder, batch(), algorithm=algorithm)
     cut, other = gradients_of_step(folder, batch()[::-1], algorithm=algorithm, tokens_per_micro_batch=16)
@@ -134,6 +141,41 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_on_the_order_of_groups
     assert other.loss == pytest.approx(report.loss, rel=1e-5, abs=1e-7)
     assert other.tokens.mismatch_k3 == pytest.approx(report.tokens.mismatch_k3, rel=1e-6)
     assert other.gradient_norm == pytest.approx(report.gradient_norm, rel=1e-5)
+
+
+def test_minibatches_are_updates_of_their_own_against_the_policy_before_the_first(folder):
+    learner, policy = make_learner(folder, minibatches=2, tokens_per_micro_batch=16)
+    groups = [one for one in batch() if one.admission.index != 11]
+    start = [
+        policy.sequence_logprobs(one.prompt_ids, sample.token_ids, "float32")
+        for one in groups
+        for sample in one.rollouts
+        if sample.reward is not None
+    ]
+    seen, algorithm_loss = [], learner._algorithm.loss
+
+    def spy(inputs):
+        seen.append(inputs)
+        return algorithm_loss(inputs)
+
+    learner._algorithm.loss = spy
+    before = weights(policy)
+    report = learner.step(groups, 0, at_step_0)
+    old = torch.cat([inputs.old_logprobs for inputs in seen])
+    assert old.tolist() == pytest.approx([value for values in start for value in values], abs=5e-5)
+    assert (seen[0].logprobs.detach() - seen[0].old_logprobs).abs().max() == 0
+    assert (seen[1].logprobs.detach() - seen[1].old_logprobs).abs().max() > 1e-2  # the first update has moved it
+    assert report.tokens_trained == 16
+    assert not same(before, weights(policy))
+    assert learner.scalars() == {"learner_step": 1}
+
+
+def test_more_minibatches_than_live_groups_are_as_many_as_there_are(folder):
+    one, policy = make_learner(folder)
+    several, other = make_learner(folder, minibatches=3)
+    groups = [group(0, rollout((20, 1), 1.0), rollout((21, 1), 0.0)), group(1, rollout((30, 1), 0.0), rollout((31, 1), 0.0))]
+    assert several.step(groups, 0, at_step_0).loss == one.step(groups, 0, at_step_0).loss
+    assert same(weights(policy), weights(other))
 
 
 def test_samples_that_were_not_judged_change_nothing(folder):
@@ -218,6 +260,12 @@ def test_the_report_written_out(folder):
     assert report.tokens.mismatch_k3 == pytest.approx(sum(r - 1 - g for r, g in zip(ratios, gaps, strict=True)) / 6, rel=1e-4)
     assert report.tokens.mismatch_max == pytest.approx(max(map(abs, gaps)), rel=1e-4)
     assert report.tokens.ess == pytest.approx(sum(ratios) ** 2 / sum(r * r for r in ratios) / 6, rel=1e-4)
+    assert report.tokens.chi2 == pytest.approx(sum(r * r for r in ratios) / 6 - 1, rel=1e-4)
+    assert report.tokens.rejected == 0.0
+    young, old = report.tokens.by_age[0], report.tokens.by_age[2]
+    assert (young.tokens, old.tokens, len(report.tokens.by_age)) == (4, 2, 2)
+    assert old.mismatch_k3 == pytest.approx(sum(r - 1 - g for r, g in zip(ratios[4:], gaps[4:], strict=True)) / 2, rel=1e-4)
+    assert young.ess == pytest.approx(sum(ratios[:4]) ** 2 / sum(r * r for r in ratios[:4]) / 4, rel=1e-4)
     assert report.loss == pytest.approx((-0.5 * sum(clipped[:4]) + 0.5 * sum(clipped[4:])) / 6, rel=1e-4)
     assert 0 < report.tokens.entropy < math.log(80)
     numbers = report.metrics()
@@ -235,6 +283,7 @@ def test_the_report_written_out(folder):
     assert set(report.seconds) == {"pack", "forward", "backward", "optimizer"}
     assert not same(before, weights(policy))
     assert set(numbers) < set(StepMetrics.model_fields)
+    assert numbers["by_age"][2].tokens == 2
 
 
 def test_a_token_newer_than_the_policy_or_of_no_published_version_is_refused(folder):

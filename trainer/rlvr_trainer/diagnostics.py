@@ -4,11 +4,12 @@
 
 Per token, d = lp_old − lp_inf is the trainer's log-prob minus the sampler's, and w = exp(d). From tokens of the sampler,
 k1 = mean(−d) and k3 = mean(w − 1 − d) estimate KL(sampler ‖ trainer); both are unbiased, k3 is never negative and varies less
-(joschu.net/blog/kl-approx.html). The effective sample size is (Σw)² / Σw² over the number of tokens (Kong 1992).
+(joschu.net/blog/kl-approx.html). χ² = mean(w²) − 1 is the divergence that bounds how much the weights vary. The effective sample size is
+(Σw)² / Σw² over the number of tokens (Kong 1992). All are also told apart by the token's age in optimizer steps.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.algorithms.base import LossInputs, LossOutput
 from rlvr_trainer.correction import importance_weights
 from rlvr_trainer.rollout import RolloutGroup
+
+OLDEST = 32
+"""Tokens of this age and older are counted together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,30 @@ class TokenStatistics:
     """Nats."""
     mismatch_max: float
     """Largest |d|, nats."""
+    chi2: float
     ess: float
     """In (0, 1]."""
     clip_fraction: float
-    """Share of tokens that the trust region cut off."""
+    """Share of tokens that the trust region bounded."""
+    rejected: float
+    """Share of tokens with weight 0."""
     entropy: float
     """Mean, nats."""
+    by_age: Mapping[int, "AgeStatistics"]
+    """By optimizer steps since the token's weights; `OLDEST` stands for all that are older, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgeStatistics:
+    """Of the trained tokens of one age."""
+
+    tokens: int
+    mismatch_k3: float
+    """Nats."""
+    chi2: float
+    ess: float
+    clip_fraction: float
+    rejected: float
 
 
 def describe_batch(groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> BatchStatistics:
@@ -105,31 +127,48 @@ def token_ages(groups: Sequence[RolloutGroup], current_step: int, step_of: Calla
 
 
 class TokenSums:
-    """Sums over micro-batches, float64 on the device; nothing waits for the device until `read`."""
+    """Sums over micro-batches by age, float64 on the device; nothing waits for the device until `read`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(7, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(OLDEST + 1, 8, dtype=torch.float64, device=device)
         self._largest = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, inputs: LossInputs, output: LossOutput, entropies: Tensor) -> None:
-        """Add a micro-batch of N tokens; `entropies` is [N]."""
+    def add(self, inputs: LossInputs, output: LossOutput, entropies: Tensor, ages: Tensor) -> None:
+        """Add a micro-batch of N tokens; `entropies` and `ages` (int64) are [N]."""
         gaps = (inputs.old_logprobs - inputs.sampler_logprobs).double()
         weights = importance_weights(inputs.old_logprobs, inputs.sampler_logprobs).double()
-        ones, k3 = torch.ones_like(gaps), gaps.expm1() - gaps
-        per_token = torch.stack((ones, -gaps, k3, weights, weights.square(), entropies.double())).sum(1)
-        self._sums += torch.cat((per_token, output.cut_tokens.double()[None]))
+        ones, k3, rejected = torch.ones_like(gaps), gaps.expm1() - gaps, (inputs.weights == 0).double()
+        per_token = (ones, -gaps, k3, weights, weights.square(), output.cut.double(), rejected, entropies.double())
+        self._sums.index_add_(0, ages.clamp(max=OLDEST), torch.stack(per_token, 1))
         self._largest = torch.maximum(self._largest, gaps.abs().amax())
 
     def read(self) -> TokenStatistics:
         """The statistics; at least one token must have been added."""
-        count, k1, k3, weight, square, entropy, cut = self._sums.tolist()
+        rows: list[list[float]] = self._sums.tolist()
+        sums = [math.fsum(column) for column in zip(*rows, strict=True)]
+        whole, count, k1, entropy = _statistics(sums), sums[0], sums[1], sums[-1]
         return TokenStatistics(
-            tokens=round(count),
+            tokens=whole.tokens,
             mismatch_k1=k1 / count,
-            mismatch_k3=k3 / count,
+            mismatch_k3=whole.mismatch_k3,
             mismatch_max=float(self._largest),
-            ess=weight * weight / square / count if square > 0 else 0.0,
-            clip_fraction=cut / count,
+            chi2=whole.chi2,
+            ess=whole.ess,
+            clip_fraction=whole.clip_fraction,
+            rejected=whole.rejected,
             entropy=entropy / count,
+            by_age={age: _statistics(row) for age, row in enumerate(rows) if row[0]},
         )
+
+
+def _statistics(sums: Sequence[float]) -> AgeStatistics:
+    count, _, k3, weight, square, cut, rejected, _ = sums
+    return AgeStatistics(
+        tokens=round(count),
+        mismatch_k3=k3 / count,
+        chi2=square / count - 1.0,
+        ess=weight * weight / square / count if square > 0 else 0.0,
+        clip_fraction=cut / count,
+        rejected=rejected / count,
+    )

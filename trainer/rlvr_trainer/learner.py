@@ -1,18 +1,17 @@
-"""The learner of one stage: a batch of groups becomes one optimizer step.
+"""The learner of one stage: a batch of groups becomes one step, of one optimizer update or several.
 
-    groups -> advantages -> live groups as trees -> micro-batches -> loss, backward -> norm finite? -> clip, AdamW -> StepReport
+    groups -> advantages -> live groups as trees -> minibatches -> micro-batches -> loss, `training.Trainer` -> StepReport
 
-The loss is Σ over tokens / N, with N all completion tokens of the live groups, known before the first micro-batch: how the batch is cut
+An update's loss is a sum over tokens / the algorithm's denominator, which is known before the first micro-batch: how the update is cut
 does not change the gradient. Completions that were not judged and groups without signal are not computed at all, and a batch without live
-tokens changes nothing. A step whose loss or gradient is not finite is refused before the optimizer sees it.
-
-With one thread on a CPU, equal inputs give equal bits. Not covered: more than one process, more than one optimizer step a batch.
+tokens changes nothing. With several minibatches, log-probs under the policy at the start of the step are computed before the first
+update; the first minibatch needs none, since it trains that policy.
 """
 
+import itertools
 import math
-import time
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -22,23 +21,17 @@ from torch import Tensor
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.stages import Rlvr
-from rlvr_trainer.advantages import is_live
+from rlvr_trainer.advantages import Outcome, is_live
 from rlvr_trainer.algorithms import AlgorithmBase, LossInputs, make_algorithm
-from rlvr_trainer.correction import correction_weights
+from rlvr_trainer.correction import off_policy_weights
 from rlvr_trainer.diagnostics import BatchStatistics, TokenStatistics, TokenSums, describe_batch
-from rlvr_trainer.optimizer import AdamWOptimizer
-from rlvr_trainer.packing import Branch, Tree, pack, plan_micro_batches
+from rlvr_trainer.metrics import AgeMetrics
+from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
 from rlvr_trainer.policy import Policy
-from rlvr_trainer.rollout import RolloutGroup
+from rlvr_trainer.rollout import Rollout, RolloutGroup
+from rlvr_trainer.training import NonFiniteStepError, Trainer, timed
 
-STEP_KEY = "learner_step"
-"""Of the stage's step among a checkpoint's scalars."""
-GENERATOR_KEYS = {"cpu": "generator/cpu", "cuda": "generator/cuda"}
-"""Of torch's random generators among a checkpoint's tensors."""
-
-
-class NonFiniteStepError(RuntimeError):
-    """A loss or gradient is not finite; the weights are those before the step."""
+__all__ = ["Learner", "NonFiniteStepError", "StepReport"]
 
 
 class StepNumbers(TypedDict):
@@ -58,7 +51,10 @@ class StepNumbers(TypedDict):
     mismatch_kl: float | None
     mismatch_max: float | None
     ess: float | None
+    chi2: float | None
     clip_fraction: float | None
+    rejected_share: float | None
+    by_age: dict[int, AgeMetrics]
     entropy: float | None
 
 
@@ -72,13 +68,12 @@ class StepReport:
     tokens: TokenStatistics | None = None
     """Of the trained tokens; None, like the next three, when no token was live and nothing was updated."""
     loss: float | None = None
-    """Σ / N."""
+    """Normalised; the mean over updates."""
     gradient_norm: float | None = None
-    """Before clipping."""
+    """Before clipping; the largest of the updates."""
     learning_rate: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time by phase: pack, forward, backward, optimizer. On a GPU, forward and backward count until the work is queued, and the wait
-    for it is the optimizer's."""
+    """Wall time by phase: pack, forward, backward, optimizer; see `training.Trainer.update`."""
 
     @property
     def updated(self) -> bool:
@@ -108,7 +103,10 @@ class StepReport:
             mismatch_kl=tokens.mismatch_k3 if tokens is not None else None,
             mismatch_max=tokens.mismatch_max if tokens is not None else None,
             ess=tokens.ess if tokens is not None else None,
+            chi2=tokens.chi2 if tokens is not None else None,
             clip_fraction=tokens.clip_fraction if tokens is not None else None,
+            rejected_share=tokens.rejected if tokens is not None else None,
+            by_age=_by_age(tokens) if tokens is not None else {},
             entropy=tokens.entropy if tokens is not None else None,
         )
 
@@ -124,66 +122,49 @@ class Learner:
 
     def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec) -> None:
         self._policy = policy
+        self._stage = stage
         self._spec = spec
-        self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm)
-        self._optimizer = AdamWOptimizer(policy.parameters(), stage.optimizer, stage.steps)
-        self._step = 0
+        self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm, spec.sampling.max_tokens)
+        self._trainer = Trainer(policy, stage.optimizer, stage.steps)
 
     def step(self, groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> StepReport:
         """Learn from a batch.
 
         Args:
-            groups: the batch; the order does not change the loss, only rounding.
+            groups: the batch; with one minibatch the order does not change the loss, only rounding.
             current_step: optimizer step after which the policy's weights are, counted as `step_of` counts.
             step_of: optimizer step after which a weight version was published; raises for one that never was.
 
         Raises:
-            NonFiniteStepError: the loss, the gradient or a log-prob of the sampler is not finite; the weights are unchanged.
+            NonFiniteStepError: the loss, the gradient or a log-prob of the sampler is not finite; the update at fault changed nothing.
             ValueError: spans do not fit the tokens, or a version is newer than the policy.
         """
         seconds: dict[str, float] = {}
         batch = describe_batch(groups, current_step, step_of)
-        with _timed(seconds, "pack"):
-            trees = self._live_trees(groups)
-            tokens = sum(tree.trained_tokens for tree in trees)
+        with timed(seconds, "pack"):
+            trees = self._live_trees(groups, lambda version: current_step - step_of(version))
         report = StepReport(batch, len(groups), len(trees), seconds=seconds)
-        if tokens:
-            report = self._update(report, groups, trees, tokens, current_step + 1)
-        self._step += 1
+        if any(tree.trained_tokens for tree in trees):
+            report = self._train(report, groups, trees, f"step {current_step + 1}")
+        self._trainer.step += 1
         return report
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, optimizer state and generator states for a checkpoint, by name; no copies of weights and optimizer state."""
-        generators = {GENERATOR_KEYS["cpu"]: torch.get_rng_state()}
-        if self._policy.device.type == "cuda":
-            generators[GENERATOR_KEYS["cuda"]] = torch.cuda.get_rng_state(self._policy.device)
-        return {**self._policy.tensors(), **self._optimizer.tensors(), **generators}
+        """See `Trainer.tensors`."""
+        return self._trainer.tensors()
 
     def scalars(self) -> dict[str, JsonValue]:
-        """The rest of the state, as JSON."""
-        return {STEP_KEY: self._step}
+        """See `Trainer.scalars`."""
+        return self._trainer.scalars()
 
     def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
-        """Go on from what `tensors` and `scalars` gave; other keys are ignored.
+        """See `Trainer.load`."""
+        self._trainer.load(tensors, scalars)
 
-        Raises:
-            ValueError: the state of another model or program version.
-        """
-        step, generator = scalars.get(STEP_KEY), tensors.get(GENERATOR_KEYS["cpu"])
-        if not isinstance(step, int) or generator is None:
-            raise ValueError(f"the checkpoint lacks '{STEP_KEY}' or '{GENERATOR_KEYS['cpu']}': it is of another program version")
-        self._policy.load_tensors(tensors)
-        self._optimizer.load_tensors(tensors)
-        torch.set_rng_state(generator)
-        on_gpu = tensors.get(GENERATOR_KEYS["cuda"])
-        if on_gpu is not None and self._policy.device.type == "cuda":
-            torch.cuda.set_rng_state(on_gpu, self._policy.device)
-        self._step = step
-
-    def _live_trees(self, groups: Sequence[RolloutGroup]) -> list[Tree]:
+    def _live_trees(self, groups: Sequence[RolloutGroup], age_of: Callable[[int], int]) -> list[Tree]:
+        outcomes = [[Outcome(rollout.reward, len(rollout.token_ids)) for rollout in group.rollouts] for group in groups]
         trees = []
-        for index, group in enumerate(groups):
-            advantages = self._algorithm.advantages(group.rewards)
+        for index, (group, advantages) in enumerate(zip(groups, self._algorithm.advantages(outcomes), strict=True)):
             if not is_live(advantages):
                 continue
             trained = [(rollout, advantage) for rollout, advantage in zip(group.rollouts, advantages, strict=True) if advantage is not None]
@@ -192,60 +173,83 @@ class Learner:
                     raise NonFiniteStepError(
                         f"group {group.admission.index} has a log-prob of the sampler that is not finite; look at engine {group.engine}"
                     )
-            branches = tuple(Branch(rollout.token_ids, rollout.logprobs, advantage) for rollout, advantage in trained)
+            branches = tuple(
+                Branch(rollout.token_ids, rollout.logprobs, advantage, tuple(_ages(rollout, age_of))) for rollout, advantage in trained
+            )
             trees.append(Tree(index, group.prompt_ids, branches))
         return trees
 
-    def _update(self, report: StepReport, groups: Sequence[RolloutGroup], trees: Sequence[Tree], tokens: int, number: int) -> StepReport:
+    def _train(self, report: StepReport, groups: Sequence[RolloutGroup], trees: Sequence[Tree], place: str) -> StepReport:
         sums = TokenSums(self._policy.device)
-        budget = self._spec.learner.tokens_per_micro_batch
-        micro_batches = plan_micro_batches([tree for tree in trees if tree.trained_tokens], budget)
-        try:
-            losses = [self._accumulate(members, tokens, sums, report.seconds) for members in micro_batches]
-            with _timed(report.seconds, "optimizer"):
-                norm = self._optimizer.gradient_norm()
-                values: list[float] = torch.stack(losses).tolist()
-                suspects = _suspects(micro_batches, values, norm)
-                if suspects:
-                    raise NonFiniteStepError(
-                        f"step {number} is refused: its loss is {sum(values)} and its gradient norm {norm}, and the fault is in groups "
-                        f"{[groups[index].admission.index for index in suspects]}; the weights are those before the step. "
-                        "Lower the learning rate, or look at these groups' rollouts"
-                    )
-                rate = self._optimizer.apply(norm, self._step)
-        finally:
-            self._optimizer.drop_gradients()
-        return replace(report, tokens=sums.read(), loss=math.fsum(values), gradient_norm=norm, learning_rate=rate)
+        minibatches = list(_cut(trees, self._stage.minibatches))
+        plans = [self._plan(members) for members in minibatches]
+        old = [self._old_logprobs(plan, report.seconds) if number else None for number, plan in enumerate(plans)]
+        updates = []
+        for members, plan, known in zip(minibatches, plans, old, strict=True):
+            loss_of = self._loss_of(members, known, sums)
+            updates.append(
+                self._trainer.update(
+                    plan, loss_of, report.seconds, place, lambda found: f"groups {[groups[index].admission.index for index in found]}"
+                )
+            )
+        return replace(
+            report,
+            tokens=sums.read(),
+            loss=statistics.fmean(update.loss for update in updates),
+            gradient_norm=max(update.gradient_norm for update in updates),
+            learning_rate=updates[-1].learning_rate,
+        )
 
-    def _accumulate(self, members: Sequence[Tree], tokens: int, sums: TokenSums, seconds: dict[str, float]) -> Tensor:
-        """Add a micro-batch's gradient; returns its part of the loss, detached."""
-        with _timed(seconds, "pack"):
-            packed = pack(members, self._policy.block_tokens).to(self._policy.device)
-        with _timed(seconds, "forward"):
+    def _plan(self, trees: Sequence[Tree]) -> list[list[Tree]]:
+        return plan_micro_batches([tree for tree in trees if tree.trained_tokens], self._spec.learner.tokens_per_micro_batch)
+
+    def _old_logprobs(self, plan: Sequence[Sequence[Tree]], seconds: dict[str, float]) -> list[Tensor]:
+        """Of each micro-batch's tokens, under the weights as they are now."""
+        with timed(seconds, "forward"), torch.no_grad():
+            packed = (pack(members, self._policy.block_tokens).to(self._policy.device) for members in plan)
+            return [self._policy.completion_logprobs(batch, self._spec.sampling.temperature).logprobs for batch in packed]
+
+    def _loss_of(self, trees: Sequence[Tree], known: Sequence[Tensor] | None, sums: TokenSums) -> Callable[[int, PackedBatch], Tensor]:
+        denominator = self._algorithm.denominator(sum(tree.trained_tokens for tree in trees), sum(len(tree.branches) for tree in trees))
+
+        def loss_of(number: int, packed: PackedBatch) -> Tensor:
             scores = self._policy.completion_logprobs(packed, self._spec.sampling.temperature)
-            old = scores.logprobs.detach()
-            weights = correction_weights(self._spec.off_policy.correction, old, packed.sampler_logprobs)
-            inputs = LossInputs(scores.logprobs, old, packed.sampler_logprobs, packed.advantages, weights)
+            old = scores.logprobs.detach() if known is None else known[number]
+            sampler, sequences = packed.sampler_logprobs, packed.sequences
+            weights = off_policy_weights(self._spec.off_policy, scores.logprobs, old, sampler, packed.advantages, sequences)
+            inputs = LossInputs(scores.logprobs, old, sampler, packed.advantages, weights, sequences)
             output = self._algorithm.loss(inputs)
-            loss = output.total / tokens
-        with _timed(seconds, "backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
-        sums.add(inputs, output, scores.entropies)
-        return loss.detach()
+            sums.add(inputs, output, scores.entropies, packed.ages)
+            return output.total / denominator
+
+        return loss_of
 
 
-def _suspects(micro_batches: Sequence[Sequence[Tree]], losses: Sequence[float], norm: float) -> list[int]:
-    """Groups that may have made loss or gradient not finite: those whose loss is not, else all; none when all is well."""
-    found = [members for members, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
-    if not found and not math.isfinite(norm):
-        found = list(micro_batches)
-    return sorted(tree.index for members in found for tree in members)
+def _cut(trees: Sequence[Tree], parts: int) -> Iterator[Sequence[Tree]]:
+    """At most `parts` runs of about as many trees, each with tokens to train."""
+    trained = [tree for tree in trees if tree.trained_tokens]
+    parts = min(parts, len(trained))
+    if parts == 1:
+        yield trees
+        return
+    bounds = [len(trained) * number // parts for number in range(parts + 1)]
+    yield from (trained[start:end] for start, end in itertools.pairwise(bounds))
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - started
+def _ages(rollout: Rollout, age_of: Callable[[int], int]) -> Iterator[int]:
+    for span in rollout.spans:
+        yield from [age_of(span.version)] * (span.end - span.start)
+
+
+def _by_age(tokens: TokenStatistics) -> dict[int, AgeMetrics]:
+    return {
+        age: AgeMetrics(
+            tokens=found.tokens,
+            mismatch_kl=found.mismatch_k3,
+            chi2=found.chi2,
+            ess=found.ess,
+            clip_fraction=found.clip_fraction,
+            rejected_share=found.rejected,
+        )
+        for age, found in tokens.by_age.items()
+    }

@@ -1,9 +1,11 @@
 """Policy losses, token by token: pure functions of log-probs, written as the papers write them.
 
-Each returns the loss of every token, to be summed and divided by a global count elsewhere, and which tokens its trust region cut off.
-All arguments are [N] floating-point tensors; only `logprobs` carries a gradient.
+Each returns the loss of every token, to be summed and divided by a global count elsewhere, and which tokens its trust region bounded.
+All arguments are [N] floating-point tensors unless they are said to be numbers; only `logprobs` carries a gradient. `sequences` is [N],
+int64: the number of each token's completion within the micro-batch.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,23 +21,76 @@ class TokenLoss(NamedTuple):
     loss: Tensor
     """[N], differentiable."""
     cut: Tensor
-    """[N], bool: the token's policy gradient is zero because it left the trust region."""
+    """[N], bool: the trust region acts on the token: its policy gradient is zero, or its ratio is capped."""
 
 
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float = math.inf
 ) -> TokenLoss:
     """PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with separate bounds (arXiv 2503.14476, eq. 10) and a floor for negative
     advantages (arXiv 1912.09729, eq. 5).
 
     r = exp(clamp(lp − lp_old, ±20));  L = max(−A·r, −A·clip(r, 1 − ε_low, 1 + ε_high));  where A < 0: L = min(L, −A·c)
     """
-    ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    free, bounded = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = torch.maximum(free, bounded)
+    loss = _clip(_ratio(logprobs, old_logprobs), advantages, clip_low, clip_high)
     ceiling = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
-    cut = (bounded > free) | (loss > ceiling)
-    return TokenLoss(torch.minimum(loss, ceiling), cut.detach())
+    return TokenLoss(torch.minimum(loss.loss, ceiling), loss.cut | (loss.loss > ceiling).detach())
+
+
+def sequence_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor, clip_low: float, clip_high: float
+) -> TokenLoss:
+    """GSPO's clipped surrogate in its token form (arXiv 2507.18071, eq. 13 to 15), so that weights and masks can be a token's own.
+
+    s_i = exp(mean_t(lp − lp_old));  s_it = sg(s_i)·exp(lp − sg(lp));  L = max(−A·s_it, −A·clip(s_it, 1 − ε_low, 1 + ε_high))
+    """
+    log_ratio = (logprobs - old_logprobs).detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio = sequence_means(log_ratio, sequences).exp() * (logprobs - logprobs.detach()).exp()
+    return _clip(ratio, advantages, clip_low, clip_high)
+
+
+def capped_policy_gradient(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, max_ratio: float) -> TokenLoss:
+    """CISPO (arXiv 2506.13585, eq. 4 and 5, without a lower bound as there): L = −sg(min(r, max_ratio))·A·lp."""
+    ratio = _ratio(logprobs, old_logprobs).detach()
+    return TokenLoss(-ratio.clamp(max=max_ratio) * advantages * logprobs, ratio > max_ratio)
+
+
+def soft_gate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, temperature_positive: float, temperature_negative: float
+) -> TokenLoss:
+    """SAPO (arXiv 2511.20347): L = −A·(4/τ)·σ(τ·(r − 1)), with τ by the sign of A; its slope is 1 at r = 1. Nothing is cut."""
+    temperature = torch.where(advantages > 0, temperature_positive, temperature_negative).to(logprobs.dtype)
+    gate = torch.sigmoid(temperature * (_ratio(logprobs, old_logprobs) - 1.0)) * 4.0 / temperature
+    return TokenLoss(-advantages * gate, torch.zeros_like(advantages, dtype=torch.bool))
+
+
+def policy_gradient(logprobs: Tensor, advantages: Tensor) -> TokenLoss:
+    """REINFORCE: L = −A·lp. Nothing is cut."""
+    return TokenLoss(-advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool))
+
+
+def sequence_means(values: Tensor, sequences: Tensor) -> Tensor:
+    """The mean over each token's completion of `values`, [N]."""
+    return sequence_sums(values, sequences) / sequence_lengths(values, sequences)
+
+
+def sequence_sums(values: Tensor, sequences: Tensor) -> Tensor:
+    """The sum over each token's completion of `values`, [N]."""
+    return values.new_zeros(len(values)).index_add(0, sequences, values)[sequences]
+
+
+def sequence_lengths(values: Tensor, sequences: Tensor) -> Tensor:
+    """Tokens of each token's completion, [N], in the dtype of `values`."""
+    return sequence_sums(torch.ones_like(values), sequences)
+
+
+def _ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def _clip(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
+    free, bounded = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return TokenLoss(torch.maximum(free, bounded), (bounded > free).detach())
 
 
 def total_variation_loss(

@@ -60,6 +60,17 @@ class Phase(StrEnum):
     """Held-out evaluation."""
 
 
+class AgeMetrics(StoredDocument):
+    """The trained tokens of one age; fields as those of `StepMetrics`."""
+
+    tokens: Count
+    mismatch_kl: Measured = None
+    chi2: Measured = None
+    ess: Measured = None
+    clip_fraction: Measured = None
+    rejected_share: Measured = None
+
+
 class StepMetrics(StoredDocument):
     """One optimizer step."""
 
@@ -115,8 +126,14 @@ class StepMetrics(StoredDocument):
     """Largest |log-prob of the trainer − log-prob of the sampler|, in nats."""
     ess: Measured = None
     """Effective sample size (Σw)²/Σw² of the importance weights over the number of tokens, in (0, 1]."""
+    chi2: Measured = None
+    """χ² divergence of the trainer from the sampler at the sampled tokens: mean(w²) − 1."""
     clip_fraction: Measured = None
-    """Share of the tokens that the trust region cut off."""
+    """Share of the tokens that the trust region bounded."""
+    rejected_share: Measured = None
+    """Share of the tokens that correction or rejection dropped."""
+    by_age: Annotated[dict[Count, AgeMetrics], Field(default_factory=dict)]
+    """The same by the tokens' age in optimizer steps."""
     entropy: Measured = None
     """Mean entropy of the policy at the completion positions, in nats."""
     tokens_per_second: Measured = None

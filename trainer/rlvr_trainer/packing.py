@@ -26,6 +26,8 @@ class Branch:
     sampler_logprobs: tuple[float, ...]
     """As long as `token_ids`."""
     advantage: float = 0.0
+    ages: tuple[int, ...] = ()
+    """Optimizer steps since each token's weights, as long as `token_ids`; empty: 0 for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class PackedBatch:
     """[N], float32."""
     advantages: Tensor
     """[N], float32; that of the completion."""
+    sequences: Tensor
+    """[N], number of each token's completion within the micro-batch, from 0."""
+    ages: Tensor
+    """[N], optimizer steps since the weights that sampled each token."""
     trees: tuple[int, ...]
     """`Tree.index` of the trees inside."""
 
@@ -74,7 +80,8 @@ class PackedBatch:
         """The batch on `device`."""
         return PackedBatch(
             self.token_ids.to(device), self.position_ids.to(device), self.attention.to(device), self.logit_rows.to(device),
-            self.token_rows.to(device), self.targets.to(device), self.sampler_logprobs.to(device), self.advantages.to(device), self.trees,
+            self.token_rows.to(device), self.targets.to(device), self.sampler_logprobs.to(device), self.advantages.to(device),
+            self.sequences.to(device), self.ages.to(device), self.trees,
         )  # fmt: skip
 
 
@@ -119,6 +126,8 @@ def pack(trees: Sequence[Tree], block_tokens: int) -> PackedBatch:
         targets=torch.tensor(layout.targets),
         sampler_logprobs=torch.tensor(layout.sampler_logprobs, dtype=torch.float32),
         advantages=torch.tensor(layout.advantages, dtype=torch.float32),
+        sequences=torch.tensor(layout.sequences),
+        ages=torch.tensor(layout.ages),
         trees=tuple(tree.index for tree in trees),
     )
 
@@ -134,6 +143,8 @@ class _Layout:
         self.targets: list[int] = []
         self.sampler_logprobs: list[float] = []
         self.advantages: list[float] = []
+        self.sequences: list[int] = []
+        self.ages: list[int] = []
 
     def add(self, tree: Tree) -> None:
         if not tree.prompt_ids:
@@ -161,3 +172,5 @@ class _Layout:
         self.targets += branch.token_ids
         self.sampler_logprobs += branch.sampler_logprobs
         self.advantages += [branch.advantage] * len(branch.token_ids)
+        self.sequences += [self.sequences[-1] + 1 if self.sequences else 0] * len(branch.token_ids)
+        self.ages += branch.ages or [0] * len(branch.token_ids)

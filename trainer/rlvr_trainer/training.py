@@ -1,0 +1,150 @@
+"""One update of the weights from packed trees, whatever the loss: what RLVR and supervised stages have in common.
+
+    micro-batches -> pack -> loss_of -> backward, each -> norm finite? -> clip, AdamW
+
+An update whose loss or gradient is not finite is refused before the optimizer sees it. With one thread on a CPU, equal inputs give equal
+bits. Not covered: more than one process.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from rlvr_api.stages import Optimizer
+from rlvr_trainer.optimizer import AdamWOptimizer
+from rlvr_trainer.packing import PackedBatch, Tree, pack
+from rlvr_trainer.policy import Policy
+
+STEP_KEY = "learner_step"
+"""Of the stage's step among a checkpoint's scalars."""
+GENERATOR_KEYS = {"cpu": "generator/cpu", "cuda": "generator/cuda"}
+"""Of torch's random generators among a checkpoint's tensors."""
+
+
+class NonFiniteStepError(RuntimeError):
+    """A loss or gradient is not finite; the weights are those before the update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update did."""
+
+    loss: float
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+
+
+class Trainer:
+    """Weights, optimizer and generators of one stage; optimizer and schedule are new.
+
+    Args:
+        policy: trained in place.
+        total_steps: of the schedule.
+    """
+
+    def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int) -> None:
+        self.policy = policy
+        self.step = 0
+        """Steps done; the schedule's clock. A step may have several updates, or none."""
+        self._optimizer = AdamWOptimizer(policy.parameters(), optimizer, total_steps)
+
+    def update(
+        self,
+        micro_batches: Sequence[Sequence[Tree]],
+        loss_of: Callable[[int, PackedBatch], Tensor],
+        seconds: dict[str, float],
+        place: str,
+        describe: Callable[[Sequence[int]], str],
+    ) -> Update:
+        """Update the weights once.
+
+        Args:
+            micro_batches: each with at least one trained token.
+            loss_of: from the number of a micro-batch and its tensors, on the policy's device, its part of the normalised loss.
+            seconds: gets the wall time by phase added. On a GPU, what is queued counts where it is waited for: in `optimizer`.
+            place: of an update that is refused, for the message.
+            describe: names trees by their `index`, for the same.
+
+        Raises:
+            NonFiniteStepError: nothing was changed.
+        """
+        try:
+            losses = [self._accumulate(number, members, loss_of, seconds) for number, members in enumerate(micro_batches)]
+            with timed(seconds, "optimizer"):
+                norm = self._optimizer.gradient_norm()
+                values: list[float] = torch.stack(losses).tolist()
+                suspects = _suspects(micro_batches, values, norm)
+                if suspects:
+                    raise NonFiniteStepError(
+                        f"{place} is refused: its loss is {sum(values)} and its gradient norm {norm}, and the fault is in "
+                        f"{describe(suspects)}; the weights are those before it. Lower the learning rate, or look at what it trained on"
+                    )
+                rate = self._optimizer.apply(norm, self.step)
+        finally:
+            self._optimizer.drop_gradients()
+        return Update(math.fsum(values), norm, rate)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, optimizer state and generator states for a checkpoint, by name; no copies of weights and optimizer state."""
+        generators = {GENERATOR_KEYS["cpu"]: torch.get_rng_state()}
+        if self.policy.device.type == "cuda":
+            generators[GENERATOR_KEYS["cuda"]] = torch.cuda.get_rng_state(self.policy.device)
+        return {**self.policy.tensors(), **self._optimizer.tensors(), **generators}
+
+    def scalars(self) -> dict[str, JsonValue]:
+        """The rest of the state, as JSON."""
+        return {STEP_KEY: self.step}
+
+    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
+        """Go on from what `tensors` and `scalars` gave; other keys are ignored.
+
+        Raises:
+            ValueError: the state of another model or program version.
+        """
+        step, generator = scalars.get(STEP_KEY), tensors.get(GENERATOR_KEYS["cpu"])
+        if not isinstance(step, int) or generator is None:
+            raise ValueError(f"the checkpoint lacks '{STEP_KEY}' or '{GENERATOR_KEYS['cpu']}': it is of another program version")
+        self.policy.load_tensors(tensors)
+        self._optimizer.load_tensors(tensors)
+        torch.set_rng_state(generator)
+        on_gpu = tensors.get(GENERATOR_KEYS["cuda"])
+        if on_gpu is not None and self.policy.device.type == "cuda":
+            torch.cuda.set_rng_state(on_gpu, self.policy.device)
+        self.step = step
+
+    def _accumulate(
+        self, number: int, members: Sequence[Tree], loss_of: Callable[[int, PackedBatch], Tensor], seconds: dict[str, float]
+    ) -> Tensor:
+        """Add a micro-batch's gradient; returns its part of the loss, detached."""
+        with timed(seconds, "pack"):
+            packed = pack(members, self.policy.block_tokens).to(self.policy.device)
+        with timed(seconds, "forward"):
+            loss = loss_of(number, packed)
+        with timed(seconds, "backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+def _suspects(micro_batches: Sequence[Sequence[Tree]], losses: Sequence[float], norm: float) -> list[int]:
+    """Trees that may have made loss or gradient not finite: those whose loss is not, else all; none when all is well."""
+    found = [members for members, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
+    if not found and not math.isfinite(norm):
+        found = list(micro_batches)
+    return sorted(tree.index for members in found for tree in members)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the block's wall time to `seconds[phase]`."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - started
