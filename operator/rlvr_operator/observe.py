@@ -94,6 +94,11 @@ class Children:
         """The Job of an attempt."""
         return next((job for job in self.learner_jobs if job.attempt == attempt), None)
 
+    def is_over(self, job: LearnerJobView) -> bool:
+        """Whether nothing of a Job runs any more; its pods know before the Job does."""
+        pods = self.of(Role.LEARNER, job.attempt)
+        return job.complete or job.failed is not None or (bool(pods) and all(pod.ended for pod in pods))
+
 
 def read_children(owner: Owner, raw: Iterable[Object], now: datetime) -> Children:
     """Sort raw objects of the job's name into views."""

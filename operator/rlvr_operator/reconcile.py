@@ -52,6 +52,8 @@ class Memory:
 
     uid: str
     unborn: int | None = None
+    witnessed: int = 0
+    """Latest attempt whose Job was seen."""
     status_written: float = float("-inf")
     sealed: float = float("-inf")
 
@@ -111,6 +113,8 @@ class Reconciler:
         now = datetime.now(UTC)
         seen = read_children(owner, self._cache.children(key), now)
         attempt = previous.execution_attempt
+        if seen.learner_job(attempt) is not None:
+            memory.witnessed = attempt
         learner = next((pod for pod in seen.of(Role.LEARNER, attempt) if not pod.ended and pod.address), None)
         uid = learner.uid if learner is not None else next((pod.uid for pod in seen.of(Role.LEARNER, attempt)), "")
         progress, step_seconds = self.pollers.progress(key, uid)
@@ -123,7 +127,7 @@ class Reconciler:
             self._targets.pop(key, None)
         return Look(
             job=job, owner=owner, generation=item["metadata"]["generation"], site=self._site, previous=previous, seen=seen, now=now,
-            unborn=memory.unborn, scale=scale,
+            unborn=memory.unborn, witnessed=memory.witnessed, scale=scale,
         )  # fmt: skip
 
     def _scale(self, key: Key, job: RLVRJob, seen: Children, now: datetime) -> Scale | None:
@@ -144,7 +148,7 @@ class Reconciler:
         writes = await self._writer.apply(look.owner, decision.objects, look.seen)
         learner = names.child_name(look.owner.name, Role.LEARNER, status.execution_attempt) if status.execution_attempt else ""
         if any(child["kind"] == "Job" and child["metadata"]["name"] == learner for child in decision.objects):
-            memory.unborn = None
+            memory.unborn, memory.witnessed = None, status.execution_attempt
         await self._writer.delete(look.owner, decision.deletions)
         await self._settle(key, item, look, decision, memory)
         logger.debug("%s/%s: %d writes, %d deletions", *key, writes, len(decision.deletions))
