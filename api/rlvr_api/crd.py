@@ -23,11 +23,7 @@ def custom_resource_definition() -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": f"{names.PLURAL}.{names.GROUP}",
-            # Helm would delete the definition, and with it every job, when the release is uninstalled.
-            "annotations": {"helm.sh/resource-policy": "keep"},
-        },
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
         "spec": {
             "group": names.GROUP,
             "names": {

@@ -1,6 +1,6 @@
 """Writes the files that are generated from the contract, or checks that they are up to date.
 
-    python -m rlvr_api.reference            docs/reference.md, charts/rlvr-operator/templates/crd.yaml
+    python -m rlvr_api.reference            docs/reference.md; values, schema and CRD of the chart
     python -m rlvr_api.reference --check    exit code 1 and a diff where a file differs
 
 Run it in the repository's root.
@@ -18,12 +18,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from rlvr_api import conditions, process
-from rlvr_api.crd import crd_yaml
+from rlvr_api.chart import crd_template, values_schema, values_yaml
 from rlvr_api.schema import Schema, structural_schema
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.status import RLVRJobStatus
 
-CRD_FILE = Path("charts/rlvr-operator/templates/crd.yaml")
+CHART = Path("charts/rlvr-operator")
 REFERENCE_FILE = Path("docs/reference.md")
 INTRODUCTION = """\
 # Reference
@@ -35,7 +35,12 @@ would be ignored is an error. Variants (kinds of stage, environment, algorithm) 
 
 def generated_files() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
-    return {CRD_FILE: crd_yaml(), REFERENCE_FILE: reference_text()}
+    return {
+        CHART / "templates/crd.yaml": crd_template(),
+        CHART / "values.yaml": values_yaml(),
+        CHART / "values.schema.json": values_schema(),
+        REFERENCE_FILE: reference_text(),
+    }
 
 
 def reference_text() -> str:
