@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -276,6 +276,7 @@ def test_nccl_is_refused_where_there_is_no_gpu():
 
 def serve_until_frozen():
     """A worker in a process of its own: follows the invitation on stdin, and stops itself when the first bucket is there."""
+    print("ready", flush=True)
     invitation = Invitation.model_validate_json(sys.stdin.readline())
     WeightFollower(TRANSPORT, DictInstallation(on_bucket=lambda bucket: os.kill(os.getpid(), signal.SIGSTOP)), CPU).accept(invitation, 0)
     threading.Event().wait(60)
@@ -283,8 +284,9 @@ def serve_until_frozen():
 
 @contextmanager
 def frozen_worker():
-    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stdout.readline() == "ready\n"
             yield process
         finally:
             process.kill()
@@ -295,40 +297,101 @@ def state_of(process):
         return stat.read().rsplit(")", 1)[1].split()[0]
 
 
-@pytest.mark.parametrize("fate", ["killed", "frozen"])
-def test_a_worker_that_dies_or_freezes_in_mid_broadcast_ends_it_for_all_within_bounds(fate):
+def invite_over(worker):
+    def invite(invitation):
+        worker.stdin.write(invitation.model_dump_json() + "\n")
+        worker.stdin.flush()
+
+    return invite
+
+
+def serves_next_epoch(learner, layout, followers, installations, tensors):
+    """Those that live go on under the next epoch, with the same version."""
+    ranks = list(range(1, 1 + len(followers)))
+    answers = send(learner.form(layout, followers), tensors, 0, 1, ranks)
+    assert {answer.outcome for answer in answers.values()} == {"done"}
+    for follower, installation in zip(followers, installations, strict=True):
+        follower.order(learner.order(0, 1))
+        follower.swap()
+        assert torch.equal(installation.live["layers.39.weight"], tensors["layers.39.weight"])
+
+
+def test_a_worker_killed_in_mid_broadcast_holds_nobody_up_for_the_time_out():
+    installations = [DictInstallation(), DictInstallation()]
+    followers = [WeightFollower(TRANSPORT, installation, CPU) for installation in installations]
+    tensors = make_tensors(0, count=40, size=2**19)
+    layout = plan_layout(tensors, "float32", 2**21)
+    with frozen_worker() as worker, learning(timeout_seconds=120.0) as learner:
+        # The last rank gets its bytes from another worker, not from the learner, which so sees nothing of its death.
+        sender = learner.form(layout, followers, invite_over(worker), others=1)
+
+        def kill_when_frozen():
+            wait_until(lambda: state_of(worker) == "T", "the worker stops itself")
+            worker.kill()
+            sender.abort()
+
+        killer = threading.Thread(target=kill_when_frozen)
+        killer.start()
+        started = time.monotonic()
+        with suppress(BroadcastBrokenError):  # the bytes may all be in the hands of the network by then
+            sender.send(tensors, UpdateHeader(sequence=0, version=1), lambda: None)
+        killer.join()
+        sender.close()
+        answers = sender.await_staged(0, [1, 2, 3], lambda ranks: [3] if 3 in ranks else [])
+        assert time.monotonic() - started < 20.0
+        assert answers[3].outcome == "cut"
+        assert "cut" in {answers[1].outcome, answers[2].outcome}
+        assert all(installation.live == {} for installation in installations)
+        serves_next_epoch(learner, layout, followers, installations, tensors)
+
+
+def test_a_frozen_worker_ends_the_broadcast_for_all_at_the_time_out():
     installation = DictInstallation()
     follower = WeightFollower(TRANSPORT, installation, CPU)
     tensors = make_tensors(0, count=40, size=2**19)
     layout = plan_layout(tensors, "float32", 2**21)
     with frozen_worker() as worker, learning(timeout_seconds=2.0) as learner:
-
-        def invite(invitation):
-            worker.stdin.write(invitation.model_dump_json() + "\n")
-            worker.stdin.flush()
-
-        sender = learner.form(layout, [follower], invite, others=1)
-
-        def kill_when_frozen():
-            wait_until(lambda: state_of(worker) == "T", "the worker stops itself")
-            worker.kill()
-
-        killer = threading.Thread(target=kill_when_frozen if fate == "killed" else lambda: None)
-        killer.start()
+        sender = learner.form(layout, [follower], invite_over(worker), others=1)
         started = time.monotonic()
         with pytest.raises(BroadcastBrokenError):
             sender.send(tensors, UpdateHeader(sequence=0, version=1), lambda: None)
         sender.close()
         answers = sender.await_staged(0, [1, 2], lambda ranks: [2])
-        killer.join()
         assert time.monotonic() - started < 3 * learner.timeout_seconds
         assert answers[2].outcome == "cut"
         assert installation.live == {}
-        # Those that live go on under the next epoch, with the same version.
-        send(learner.form(layout, [follower]), tensors, 0, 1, [1])
-        follower.order(learner.order(0, 1))
-        follower.swap()
-        assert torch.equal(installation.live["layers.39.weight"], tensors["layers.39.weight"])
+        serves_next_epoch(learner, layout, [follower], [installation], tensors)
+
+
+def test_a_member_that_joins_and_dies_before_the_group_forms_does_not_cost_the_time_out():
+    follower = WeightFollower(TRANSPORT, DictInstallation(), CPU)
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    with learning(timeout_seconds=120.0) as learner:
+        learner.epoch = 1
+        follower.accept(learner.invitation(layout, 3, 1), 0)
+        sender = learner.rendezvous.open_group(1, 1, 3, layout, CPU)
+        learner.senders.append(sender)
+        assert sender.await_members([1], no_one_is_dead)[1].outcome == "done"
+        threading.Timer(0.3, sender.abort).start()
+        started = time.monotonic()
+        with pytest.raises(BroadcastBrokenError, match="given up while it formed"):
+            sender.connect()
+        wait_until(lambda: all(running.name != "weights-epoch-1" for running in threading.enumerate()), "the worker leaves, too")
+        assert time.monotonic() - started < 20.0
+
+
+def test_a_worker_whose_learner_dies_in_mid_broadcast_is_free_at_once():
+    follower = WeightFollower(TRANSPORT, DictInstallation(), CPU)
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    learner = Learner(timeout_seconds=120.0)
+    sender = learner.form(layout, [follower])
+    # The worker is told of a broadcast of which no byte comes.
+    sender._store.set("update/0", UpdateHeader(sequence=0, version=1).model_dump_json())
+    wait_until(lambda: follower._receiver._buffers, "the worker waits for its bytes")
+    sender._store = None
+    learner.rendezvous.close()
+    wait_until(lambda: all(running.name != "weights-epoch-1" for running in threading.enumerate()), "the worker leaves")
+    sender._formed.clear()
 
 
 if __name__ == "__main__":

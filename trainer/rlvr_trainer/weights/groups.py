@@ -6,9 +6,11 @@ updates; one broken broadcast ends it.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +22,10 @@ from rlvr_trainer.weights.transport import FindDead, Rendezvous, Sender
 
 log = logging.getLogger("rlvr.weights")
 
+NEVER_UPDATED = "default"
+"""What a new vLLM process says its version is."""
+LIVENESS_SECONDS = 0.5
+"""Members of a group that is busy are looked after this often."""
 LIVENESS_TIMEOUT_SECONDS = 0.5
 """An engine that is dead fails at once; one that only takes its time is not worth waiting for here."""
 
@@ -64,13 +70,14 @@ class WeightGroup:
             on_last_bucket(header)
 
         try:
-            self._sender.send(tensors, header, announce)
+            with _lookout(self._sender, self._ranks(), self._find_dead):
+                self._sender.send(tensors, header, announce)
         except RuntimeError as error:
-            # Whoever waits for the rest of this broadcast learns of its end when the connections close, and they close only when nobody
-            # holds the group any more: a kept exception would, by its frames.
+            # Connections close only when nobody holds the group any more: a kept exception would, by its frames.
             log.warning("broadcast of version %d in epoch %d broke: %s", version, self.epoch, str(error))
             self.broken = True
         if self.broken:
+            self._sender.abort()
             self._sender.close()
         if not called:
             announce()
@@ -101,17 +108,43 @@ class WeightGroup:
         return merged
 
 
+@contextmanager
+def _lookout(sender: Sender, ranks: Sequence[int], find_dead: FindDead) -> Iterator[None]:
+    """Aborts what the group does in the block once a member is dead: the library would not notice before its time-out."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LIVENESS_SECONDS):
+            if find_dead(ranks) and not over.is_set():
+                sender.abort()
+                return
+
+    thread = threading.Thread(target=look, name="weights-lookout", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 class GroupFactory:
     """Forms groups; epochs count up for as long as it lives."""
 
     def __init__(
-        self, rendezvous: Rendezvous, attempt: int, clients: Mapping[str, EngineClient], pool: Executor, timeout_seconds: float
+        self,
+        rendezvous: Rendezvous,
+        attempt: int,
+        clients: Mapping[str, EngineClient],
+        pool: Executor,
+        timeout_seconds: float,
+        was_updated: Callable[[str], bool],
     ) -> None:
         self._rendezvous = rendezvous
         self._attempt = attempt
         self._clients = clients
         self._pool = pool
         self._timeout_seconds = timeout_seconds
+        self._was_updated = was_updated
         self._epoch = 0
 
     def form(self, names: Sequence[str], layout: Layout, device: torch.device) -> tuple[WeightGroup | None, dict[str, EngineError]]:
@@ -139,9 +172,10 @@ class GroupFactory:
         return results, errors
 
     def find_dead(self, names: Iterable[str]) -> list[str]:
-        """Engines whose process, or the core behind it, is gone; one that only takes its time is not among them."""
-        _, errors = self.call(names, lambda client: client.weight_version(LIVENESS_TIMEOUT_SECONDS))
-        return [name for name, error in errors.items() if not isinstance(error, EngineSlowError)]
+        """Engines whose process, or the core behind it, is gone or another one; one that only takes its time is not among them."""
+        versions, errors = self.call(names, lambda client: client.weight_version(LIVENESS_TIMEOUT_SECONDS))
+        replaced = [name for name, version in versions.items() if version == NEVER_UPDATED and self._was_updated(name)]
+        return replaced + [name for name, error in errors.items() if not isinstance(error, EngineSlowError)]
 
     def _try(self, sizes: Mapping[str, int], layout: Layout, device: torch.device) -> tuple[WeightGroup | None, dict[str, EngineError]]:
         self._epoch += 1
@@ -163,7 +197,8 @@ class GroupFactory:
             if problems:
                 failures[member.name] = EngineError(f"engine {member.name} did not join weight group {self._epoch}: {problems[0]}")
         if not failures:
-            failures = self._connect(sender, sizes)
+            with _lookout(sender, list(range(1, world_size)), find_dead):
+                failures = self._connect(sender, sizes)
         if failures:
             sender.close()
             return None, failures

@@ -27,7 +27,7 @@ from rlvr_trainer.weights import load_transport
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineHandle, EngineSlowError, ProbeReply, open_http
 from rlvr_trainer.weights.engine_state import EngineBook, EngineEvent, EngineState, EngineStatus
-from rlvr_trainer.weights.groups import GroupFactory, WeightGroup
+from rlvr_trainer.weights.groups import NEVER_UPDATED, GroupFactory, WeightGroup
 from rlvr_trainer.weights.probe import Probe, ProbeError
 from rlvr_trainer.weights.protocol import Layout, SwapOrder, UpdateHeader
 from rlvr_trainer.weights.swap import SwapResult, swap_engine
@@ -39,8 +39,6 @@ MAX_ROUNDS = 3
 """Broadcasts of one version. More than two are needed only when engines die in two of them in a row."""
 LOOK_SECONDS = 5.0
 """Time that an engine has to say its version, when nothing waits for the answer."""
-NEVER_UPDATED = "default"
-"""What a new vLLM process says its version is."""
 
 
 @dataclass(slots=True)
@@ -98,7 +96,7 @@ class WeightPublisher:
         self._clients = {engine.name: EngineClient(engine, self._http, timeout_seconds, lambda: self._trace_headers) for engine in engines}
         self._pool = ThreadPoolExecutor(min(128, 3 * len(engines) + 4), thread_name_prefix="weights")
         self._rendezvous = load_transport("torch_distributed").open_rendezvous(advertised_host, transport, timeout_seconds)
-        self._groups = GroupFactory(self._rendezvous, attempt, self._clients, self._pool, timeout_seconds)
+        self._groups = GroupFactory(self._rendezvous, attempt, self._clients, self._pool, timeout_seconds, self._was_updated)
         self._group: WeightGroup | None = None
         self._version = -1
         self._stopping = threading.Event()
@@ -301,6 +299,9 @@ class WeightPublisher:
         log.warning("engine %s is dropped at version %d: %s", name, report.version, reason)
         report.dropped[name] = reason
         self._book.mark(name, status, reason, needs_restart)
+
+    def _was_updated(self, name: str) -> bool:
+        return self._book.state(name).version is not None
 
     def _watch(self, seconds: float) -> None:
         while not self._stopping.wait(seconds):

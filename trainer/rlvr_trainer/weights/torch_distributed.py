@@ -9,8 +9,9 @@ The learner keeps one `TCPStore`; each epoch is a `PrefixStore` in it and a proc
       waits for staged/N/*, orders the swap     (the engine swaps, not this file), writes settled/N/RANK
 
 The learner packs a bucket while the one before it travels, and the worker installs it while the next one arrives. Each wait ends with a
-time-out. A member that dies breaks the group for all: everyone who did not get everything says `cut`, and the learner forms the next
-epoch with those that live. Not covered: reduced updates (LoRA, deltas), sharded senders.
+time-out. A member that dies breaks the group for all: the learner writes `aborted`, which every wait looks for, everyone who did not get
+everything says `cut`, and the learner forms the next epoch with those that live. Workers that wait in vain find the store gone when it is
+the learner that died. Not covered: reduced updates (LoRA, deltas), sharded senders.
 """
 
 import logging
@@ -35,6 +36,7 @@ from rlvr_trainer.weights.collectives import (
     dist,
     first_line,
     form_group,
+    leave_group,
     wait_for,
 )
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
@@ -43,6 +45,7 @@ from rlvr_trainer.weights.transport import FindDead, Stage
 log = logging.getLogger("rlvr.weights")
 
 CLOSED = b"closed"
+ABORTED_KEY = "aborted"
 SEND_BUFFERS = 3
 LIVENESS_SECONDS = 0.5
 """A silent rank is looked after this often; at once when the group is broken."""
@@ -95,9 +98,14 @@ class Rendezvous:
 
     def open_group(self, attempt: int, epoch: int, world_size: int, layout: Layout, device: torch.device) -> "Sender":
         """The learner's end of a new group, which is not connected yet. `device` is that of the tensors to send."""
-        store = dist.PrefixStore(_prefix(attempt, epoch), self._store)
+        # Two connections: one that waits for members to connect blocks all other use of it.
+        limit = timedelta(seconds=self._timeout_seconds)
+        own, forming = (
+            dist.PrefixStore(_prefix(attempt, epoch), store)
+            for store in (self._store, dist.TCPStore(self._host, self._port, is_master=False, timeout=limit))
+        )
         self._buffers = _fitting(self._buffers, _packed_sizes(layout), device)
-        return Sender(store, self._host, world_size, layout, self._buffers, self._timeout_seconds)
+        return Sender(own, forming, self._host, world_size, layout, self._buffers, self._timeout_seconds)
 
     def close(self) -> None:
         """Close the store: workers that wait for an update leave their groups."""
@@ -108,31 +116,40 @@ class Sender:
     """The learner's end of one epoch's group."""
 
     def __init__(
-        self, store: Any, host: str, world_size: int, layout: Layout, buffers: Sequence[torch.Tensor], timeout_seconds: float
+        self,
+        store: Any,
+        forming_store: Any,
+        host: str,
+        world_size: int,
+        layout: Layout,
+        buffers: Sequence[torch.Tensor],
+        timeout_seconds: float,
     ) -> None:
         self._store = store
+        self._forming_store = forming_store
         self._host = host
         self._world_size = world_size
         self._layout = layout
         self._buffers = buffers
         self._device = buffers[0].device
         self._timeout_seconds = timeout_seconds
-        self._group: Any = None
-        self._closed = False
+        self._formed: list[Any] = []  # a list, so that leaving can let go of the last reference elsewhere
+        self._aborted = threading.Event()
         self._sequence = -1
 
     def await_members(self, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have answered the invitation, are dead, or the time is up."""
-        return self._await(lambda rank: f"joined/{rank}", ranks, find_dead)
+        return self._await(lambda rank: f"joined/{rank}", ranks, self._aborting(find_dead))
 
     def connect(self) -> None:
         """Form the group with all ranks. Call it once they have joined.
 
         Raises:
-            BroadcastBrokenError: a rank did not connect in time.
+            BroadcastBrokenError: a rank did not connect in time, or the group was aborted.
         """
         collective = "nccl" if self._device.type == "cuda" else "gloo"
-        self._group = form_group(collective, self._store, 0, self._world_size, self._host, self._timeout_seconds)
+        given_up = self._aborted.is_set
+        self._formed = [form_group(collective, self._forming_store, 0, self._world_size, self._host, self._timeout_seconds, given_up)]
 
     def send(self, tensors: Mapping[str, torch.Tensor], header: UpdateHeader, on_last_bucket: Callable[[], None]) -> None:
         """Broadcast the tensors of the layout, cast to its dtype; `on_last_bucket` is called once, when only little is left to send.
@@ -140,7 +157,7 @@ class Sender:
         When it returns, the bytes are handed to the network; `await_staged` says who has them.
 
         Raises:
-            BroadcastBrokenError: a member died or is too slow; the group is of no use any more.
+            BroadcastBrokenError: a member died or is too slow, or the group was aborted; it is of no use any more.
         """
         self._sequence = header.sequence
         self._store.set(_update_key(header.sequence), header.model_dump_json())
@@ -154,13 +171,13 @@ class Sender:
                 pack_bucket(bucket, tensors, buffer)
             if index == last:
                 on_last_bucket()
-            in_flight.append(broadcast_from_learner(self._group, buffer))
+            in_flight.append(broadcast_from_learner(self._formed[0], buffer))
         while in_flight:
             self._wait(in_flight.popleft())
 
     def await_staged(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have staged an update, are dead, or the time is up; a silent rank counts as `cut`."""
-        return self._await(lambda rank: f"staged/{sequence}/{rank}", ranks, find_dead)
+        return self._await(lambda rank: f"staged/{sequence}/{rank}", ranks, self._aborting(find_dead))
 
     def await_settled(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have nothing left to do after the swap of an update."""
@@ -168,22 +185,36 @@ class Sender:
         self._store.delete_key(_update_key(sequence))
         return answers
 
+    def abort(self) -> None:
+        """End what the group is doing, for all members. Safe from any thread."""
+        self._aborted.set()
+        with suppress(RuntimeError):
+            self._store.set(ABORTED_KEY, b"")
+
     def close(self) -> None:
-        """Leave the group, which closes its connections. Workers that wait for an update leave it as well."""
-        self._closed = True
+        """Leave the group. Workers that wait for an update leave it as well."""
+        self._aborted.set()
         with suppress(RuntimeError):
             self._store.set(_update_key(self._sequence + 1), CLOSED)
-        group, self._group = self._group, None
-        if group is not None and self._device.type == "cuda":
-            group.abort()
+        held, self._formed = self._formed, []
+        leave_group(held, self._device)
 
     def _wait(self, work: Any) -> None:
-        wait_for(work, self._group, self._timeout_seconds, self._device)
+        wait_for(work, self._formed[0], self._timeout_seconds, self._device, self._aborted.is_set)
+
+    def _aborting(self, find_dead: FindDead) -> FindDead:
+        def look(ranks: Sequence[int]) -> Sequence[int]:
+            dead = find_dead(ranks)
+            if dead:
+                self.abort()
+            return dead
+
+        return look
 
     def _await(self, key: Callable[[int], str], ranks: Sequence[int], find_dead: FindDead) -> dict[int, Acknowledgement]:
         answers: dict[int, Acknowledgement] = {}
         deadline = time.monotonic() + self._timeout_seconds
-        look_up, pause = time.monotonic() + (0.0 if self._closed else LIVENESS_SECONDS), 0.0002
+        look_up, pause = time.monotonic() + (0.0 if self._aborted.is_set() else LIVENESS_SECONDS), 0.0002
         while missing := [rank for rank in ranks if rank not in answers]:
             for rank in missing:
                 if self._store.check([key(rank)]):
@@ -210,7 +241,7 @@ class Receiver:
         self._rank = rank
         self._device = device if invitation.collective == "nccl" else torch.device("cpu")
         self._stage = stage
-        self._group: Any = None
+        self._formed: list[Any] = []
         self._closed = False
         self._lock = threading.Lock()
         self._staged: UpdateHeader | None = None
@@ -258,7 +289,8 @@ class Receiver:
             if not self._closed:
                 log.warning("left weight group: attempt %d, epoch %d: %s", *self._invitation.order, first_line(error))
         finally:
-            self._group = None
+            held, self._formed = self._formed, []
+            leave_group(held, self._device)
 
     def _take_part(self) -> None:
         invitation, timeout = self._invitation, timedelta(seconds=self._invitation.timeout_seconds)
@@ -270,7 +302,9 @@ class Receiver:
         self._outbox = outbox
         self._answer(f"joined/{self._rank}", Acknowledgement(outcome="done"))
         host = address_towards(*address)
-        self._group = form_group(invitation.collective, inbox, self._rank, invitation.world_size, host, invitation.timeout_seconds)
+        self._formed = [
+            form_group(invitation.collective, inbox, self._rank, invitation.world_size, host, invitation.timeout_seconds, self._is_given_up)
+        ]
         sequence = 0
         while (message := self._next(inbox, sequence)) is not None:
             header = UpdateHeader.model_validate_json(message)
@@ -302,7 +336,7 @@ class Receiver:
         with self._lock:
             self._staged = None
         self._buffers = _fitting(self._buffers, [bucket.size_bytes for bucket in self._invitation.layout.buckets], self._device)
-        works = deque(broadcast_from_learner(self._group, buffer) for buffer in self._buffers)
+        works = deque(broadcast_from_learner(self._formed[0], buffer) for buffer in self._buffers)
         try:
             try:
                 self._stage(self._arriving(works))
@@ -310,6 +344,7 @@ class Receiver:
                 while works:
                     self._wait(works.popleft())
         except BroadcastBrokenError as error:
+            self._buffers = []  # the library may still write there
             return Acknowledgement(outcome="cut", message=first_line(error))
         except Exception as error:  # the border to the model's own loading code, which raises what it likes
             if not self._closed:
@@ -324,7 +359,16 @@ class Receiver:
             yield tuple(unpack_bucket(bucket, buffer))
 
     def _wait(self, work: Any) -> None:
-        wait_for(work, self._group, self._invitation.timeout_seconds, self._device)
+        wait_for(work, self._formed[0], self._invitation.timeout_seconds, self._device, self._is_given_up)
+
+    def _is_given_up(self) -> bool:
+        """A newer group took over, the learner aborted this one, or the learner is gone."""
+        if self._closed:
+            return True
+        try:
+            return bool(self._outbox.check([ABORTED_KEY]))
+        except RuntimeError:
+            return True
 
     def _answer(self, key: str, answer: Acknowledgement) -> None:
         # A learner that is gone needs no answer, and its successor invites anew.

@@ -32,8 +32,11 @@ class Sender(Protocol):
     def await_settled(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks have nothing left to do after the swap."""
 
+    def abort(self) -> None:
+        """End what the group is doing, for all members, soon. Safe from any thread."""
+
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; it does not wait."""
 
 
 class Rendezvous(Protocol):
