@@ -11,7 +11,7 @@ from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
 
 
 class Arithmetic(ApiModel):
-    """Sums, differences and products of whole numbers; level n has operands of n + 1 digits."""
+    """Sums, differences and products of whole numbers; at level n the operands have n + 2 digits together: 3 + 4, 34 + 5, 34 + 56."""
 
     operations: Annotated[tuple[Literal["+", "-", "*"], ...], Field(min_length=1, max_length=3)] = ("+",)
     """Operations to draw from, each at most once."""

@@ -18,12 +18,22 @@ from rlvr_verifier.seal import Seal, UnknownKeyError
 SUMS = ArithmeticEnvironment(EnvironmentSpec(name="sums", arithmetic=Arithmetic()))
 
 
-@pytest.mark.parametrize("level", [0, 1, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3, 30])
 def test_training_and_held_out_sums_are_disjoint_whatever_their_order(level: int) -> None:
     held_out = {SUMS.sample("heldOut", seed, level).problem_id for seed in range(SUMS.held_out_tasks(level))}
     assert len(held_out) == SUMS.held_out_tasks(level) >= 5
     assert held_out.isdisjoint(SUMS.sample("train", seed, level).problem_id for seed in range(500))
     assert SUMS.sample("train", 7, level) == SUMS.sample("train", 7, level)
+
+
+def test_a_level_adds_one_digit_and_either_operand_may_be_the_longer() -> None:
+    for level in range(5):
+        for split in ("train", "heldOut"):
+            seeds = range(min(100, SUMS.held_out_tasks(level)))
+            problems = [SUMS.sample(split, seed, level).messages[0].content.split(" ")[2:5] for seed in seeds]
+            lengths = {(len(left), len(right.rstrip("?"))) for left, _, right in problems}
+            shorter, longer = 1 + level // 2, 1 + (level + 1) // 2
+            assert lengths == {(shorter, longer), (longer, shorter)}
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
-"""Arithmetic made on the spot: level n has operands of n + 1 digits.
+"""Arithmetic made on the spot: at level n the two operands have n + 2 digits together, as evenly as can be, in either order.
 
+    level 0: 3 + 4      1: 34 + 5, 5 + 34      2: 34 + 56      3: 345 + 67, 67 + 345      4: 345 + 678
+
+One digit a level keeps the next level within reach of a model that solves the one before: a group of samples teaches most where half of
+them pass, and nothing where none does.
 Problems are split by a hash of their canonical form, in which 3 + 4 is 4 + 3, so no held-out sum is ever trained on in another order.
-At small levels all problems are listed; at large ones held-out problems are drawn by seed until a new one is found.
+At small levels all problems are listed; at large ones held-out problems are drawn by seed until there are enough.
 """
 
 import hashlib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import product
 
 from pydantic import JsonValue
 
@@ -18,6 +23,8 @@ from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskErr
 
 HELD_OUT_SHARE = 0.25
 MAX_HELD_OUT = 1_000
+FIRST_DRAWN_LEVEL = 3
+"""Below it all problems are listed: at most 90 x 90 an operation."""
 MAX_DIGITS = 64
 """Longest integer that is read as an answer."""
 _INTEGER = re.compile(r"(?<![0-9])-?[0-9]+", re.ASCII)
@@ -29,10 +36,10 @@ class ArithmeticEnvironment:
     """Sums, differences and products of whole numbers."""
 
     kind = "arithmetic"
-    version = "1"
+    version = "2"
     deterministic = True
     slow = False
-    levels = (0, 15)
+    levels = (0, 30)
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         assert spec.arithmetic is not None
@@ -88,31 +95,48 @@ class ArithmeticEnvironment:
 
 
 def _random_problem(generator: random.Random, operations: tuple[str, ...], level: int) -> Problem:
-    low, high = _bounds(level)
-    return generator.randint(low, high), generator.choice(operations), generator.randint(low, high)
+    operands = [generator.choice(_operands(digits)) for digits in _digits(level)]
+    generator.shuffle(operands)
+    return operands[0], generator.choice(operations), operands[1]
 
 
-def _bounds(level: int) -> tuple[int, int]:
-    return (0 if level == 0 else 10**level), 10 ** (level + 1) - 1
+def _digits(level: int) -> tuple[int, int]:
+    return 1 + (level + 1) // 2, 1 + level // 2
+
+
+def _operands(digits: int) -> range:
+    return range(0 if digits == 1 else 10 ** (digits - 1), 10**digits)
 
 
 @lru_cache(maxsize=64)
 def _held_out(operations: tuple[str, ...], level: int) -> tuple[Problem, ...]:
     """Held-out problems, each canonical form once, in an order that depends on nothing but the arguments."""
-    low, high = _bounds(level)
+    generator = random.Random(f"heldOut/{level}/{operations}")  # noqa: S311
     found: dict[str, Problem] = {}
-    if high - low < 100:
-        every = [(left, operation, right) for operation in operations for left in range(low, high + 1) for right in range(low, high + 1)]
-        for problem in every:
-            if _is_held_out(problem):
-                found.setdefault(_canonical(problem), problem)
-    else:
-        generator = random.Random(f"heldOut/{level}/{operations}")  # noqa: S311
-        while len(found) < MAX_HELD_OUT:
-            problem = _random_problem(generator, operations, level)
-            if _is_held_out(problem):
-                found.setdefault(_canonical(problem), problem)
-    return tuple(sorted(found.values(), key=_problem_id))[:MAX_HELD_OUT]
+    for problem in _every_problem(generator, operations, level) if level < FIRST_DRAWN_LEVEL else _draws(generator, operations, level):
+        if _is_held_out(problem):
+            found.setdefault(_canonical(problem), problem)
+        if len(found) == MAX_HELD_OUT:
+            break
+    return tuple(sorted(found.values(), key=_problem_id))
+
+
+def _every_problem(generator: random.Random, operations: tuple[str, ...], level: int) -> list[Problem]:
+    """In a random order, which decides how a problem that can be written two ways is written."""
+    first, second = map(_operands, _digits(level))
+    every = {
+        (left, operation, right)
+        for one, other in ((first, second), (second, first))
+        for left, operation, right in product(one, operations, other)
+    }
+    problems = sorted(every)
+    generator.shuffle(problems)
+    return problems
+
+
+def _draws(generator: random.Random, operations: tuple[str, ...], level: int) -> Iterator[Problem]:
+    while True:
+        yield _random_problem(generator, operations, level)
 
 
 def _canonical(problem: Problem) -> str:
