@@ -30,12 +30,17 @@ class Variable(StrEnum):
     """Rollout and learner: local folder of the model."""
     SEAL_KEY_FILE = "RLVR_SEAL_KEY_FILE"
     """Verifier: file with the 32-byte key that seals gold answers."""
+    LAST_PROGRESS_FILE = "RLVR_LAST_PROGRESS_FILE"
+    """Learner: file to which it writes its progress when it ends in order, since nobody can ask it any more. In a pod, the termination
+    message."""
     S3_ENDPOINT = "RLVR_S3_ENDPOINT"
     """Learner and verifier: S3 endpoint, when the job names none. Credentials are the usual AWS_ variables."""
     WORK_DIR = "RLVR_WORK_DIR"
     """All: a folder for scratch files of this process."""
 
 
+MAX_LAST_PROGRESS_BYTES = 4096
+"""Size of the file LAST_PROGRESS_FILE; Kubernetes cuts longer termination messages."""
 VERIFIER_PORT = 8081
 LEARNER_STATUS_PORT = 8082
 ENGINE_PORT = 8000

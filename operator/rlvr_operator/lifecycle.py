@@ -266,12 +266,15 @@ def _roles(look: Look, base: RLVRJobStatus, over: bool) -> tuple[RoleStatus, ...
     verifiers = look.scale.replicas if look.scale is not None else spec.verifiers.replicas
     desired = {Role.ROLLOUT: spec.rollouts.replicas, Role.VERIFIER: verifiers, Role.LEARNER: 1}
     return tuple(
-        _role(look, base, role, 0 if over else desired[role], attempt if role is Role.LEARNER else None)
+        _role(look, base, role, None if over else desired[role], attempt if role is Role.LEARNER else None)
         for role in (Role.LEARNER, Role.ROLLOUT, Role.VERIFIER)
     )
 
 
-def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int, attempt: int | None) -> RoleStatus:
+def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int | None, attempt: int | None) -> RoleStatus:
+    """Args:
+    desired: pods wanted; None: no more than are left.
+    """
     before = next((status for status in base.roles if status.name is role), None)
     pods = look.seen.of(role, attempt)
     ends: list[Termination] = [pod.termination for pod in look.seen.of(role) if pod.termination is not None]
@@ -279,4 +282,5 @@ def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int, attempt: in
         ends.append(before.last_termination)
     restarts = max(base.execution_attempt - 1, 0) if role is Role.LEARNER else sum(pod.restarts for pod in pods)
     last = max(ends, key=lambda end: end.time, default=None)
-    return RoleStatus(name=role, desired=desired, ready=sum(pod.ready for pod in pods), restarts=restarts, last_termination=last)
+    ready = sum(pod.ready for pod in pods)
+    return RoleStatus(name=role, desired=ready if desired is None else desired, ready=ready, restarts=restarts, last_termination=last)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlvr_api import names
 from rlvr_api.process import Role
 from rlvr_api.status import Progress, Termination
@@ -45,6 +47,8 @@ class PodView:
     settings_hash: str
     termination: Termination | None
     """The latest end of its main or init container."""
+    last_progress: Progress | None
+    """What a learner left behind when it ended in order."""
     waiting: tuple[str, str] | None
     """The kubelet's reason and message for a container that does not run."""
     unschedulable: str | None
@@ -174,6 +178,7 @@ def _pod(item: Object, now: datetime) -> PodView | None:
         restarts=sum(int(container.get("restartCount", 0)) for container in containers),
         settings_hash=meta.get("annotations", {}).get(names.ANNOTATION_SPEC_HASH, ""),
         termination=_latest_termination(meta["name"], containers),
+        last_progress=_last_progress(status.get("containerStatuses", ())),
         waiting=_waiting(containers),
         unschedulable=placed.get("message") if placed.get("reason") == "Unschedulable" else None,
         evicted=f"{status['reason']}: {status.get('message', '')}"
@@ -197,6 +202,17 @@ def _latest_termination(pod: str, containers: Iterable[Mapping[str, Any]]) -> Te
     )
 
 
+def _last_progress(containers: Iterable[Mapping[str, Any]]) -> Progress | None:
+    for container in containers:
+        message = container.get("state", {}).get("terminated", {}).get("message", "")
+        if message.startswith("{"):
+            try:
+                return Progress.model_validate_json(message)
+            except ValidationError:
+                return None
+    return None
+
+
 def _is_init(state: Mapping[str, Any], containers: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a finished state belongs to the init container, whose success is no end of the pod."""
     return any(container["name"] == "model" and container.get("state", {}).get("terminated") is state for container in containers)
@@ -211,8 +227,9 @@ def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
 
 
 def last_words(log: str) -> str:
-    """The line of a log's tail that says why: the last one that begins with `error:`, else the last that is not empty."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    """The line of a log's tail that says why: the last one that begins with `error:`, else the last that is not empty.
+    A learner that ends in order leaves numbers there (`last_progress`), no words."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("{")]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or [""])[-1].removeprefix("error:").strip()[:MAX_WORDS]
 

@@ -67,6 +67,8 @@ class Places:
     """Scratch; each process has a folder of its name in it."""
     openmp_library: str | None = None
     """Intel's `libiomp5.so`, if there is one: CPU engines are up to three times as fast with it."""
+    last_progress_file: str | None = None
+    """Where the learner leaves its last progress; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ def _learner(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -
         Variable.MODEL_DIR: places.model_dir,
         **job.spec.learner.env,
     }
+    if places.last_progress_file is not None:
+        env[Variable.LAST_PROGRESS_FILE] = places.last_progress_file
     if job.spec.learner.gpus == 0:
         env["OMP_NUM_THREADS"] = str(job.spec.learner.cpu_threads)
     command = (places.python, "-m", "rlvr_trainer")

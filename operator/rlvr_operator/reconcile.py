@@ -118,7 +118,8 @@ class Reconciler:
         learner = next((pod for pod in seen.of(Role.LEARNER, attempt) if not pod.ended and pod.address), None)
         uid = learner.uid if learner is not None else next((pod.uid for pod in seen.of(Role.LEARNER, attempt)), "")
         progress, step_seconds = self.pollers.progress(key, uid)
-        seen = replace(seen, progress=progress, step_seconds=step_seconds)
+        left = next((pod.last_progress for pod in seen.of(Role.LEARNER, attempt) if pod.last_progress is not None), None)
+        seen = replace(seen, progress=left or progress, step_seconds=step_seconds)
         seen = replace(seen, warnings=await self._warnings.find(owner, seen, attempt))
         scale = self._scale(key, job, seen, now)
         if learner is not None and learner.address is not None and not learner.deleting:

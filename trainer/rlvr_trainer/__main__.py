@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from rlvr_api.process import ExitCode
+from rlvr_api.process import MAX_LAST_PROGRESS_BYTES, ExitCode
 from rlvr_trainer import telemetry
 from rlvr_trainer.assembly import assemble, open_store, take_over
 from rlvr_trainer.context import BadInputError, RunContext, read_context
@@ -74,14 +74,35 @@ def _run(context: RunContext, stop: threading.Event) -> None:
     keys = [StageKeys(index, stage.name) for index, stage in enumerate(spec.stages)]
     checkpoint = load_latest(store, keys, fall_back=True)
     with assemble(context, stop, store, claim) as run:
-        first, resumed = _where_to_start(run, checkpoint)
-        before = sum(stage.rlvr.steps for stage in spec.stages[:first] if stage.rlvr is not None)
-        for index, stage in enumerate(spec.stages[first:], first):
-            STAGES[stage.kind](run, index, stage, resumed, before).execute()
-            resumed = None
-            before += stage.rlvr.steps if stage.rlvr is not None else 0
-        last = spec.stages[-1].rlvr
-        export_final_model(run, keys[-1], last.steps if last is not None else 0)
+        try:
+            _run_stages(run, keys, checkpoint)
+        except StopRequestedError:
+            _leave_progress(run)
+            raise
+        _leave_progress(run)
+
+
+def _run_stages(run: Run, keys: list[StageKeys], checkpoint: LoadedCheckpoint | None) -> None:
+    stages = run.context.job.spec.stages
+    first, resumed = _where_to_start(run, checkpoint)
+    before = sum(stage.rlvr.steps for stage in stages[:first] if stage.rlvr is not None)
+    for index, stage in enumerate(stages[first:], first):
+        STAGES[stage.kind](run, index, stage, resumed, before).execute()
+        resumed = None
+        before += stage.rlvr.steps if stage.rlvr is not None else 0
+    last = stages[-1].rlvr
+    export_final_model(run, keys[-1], last.steps if last is not None else 0)
+
+
+def _leave_progress(run: Run) -> None:
+    """Leave the last numbers for whoever supervises this process: its status endpoint goes with it."""
+    file = run.context.last_progress_file
+    if file is None:
+        return
+    progress = run.board.snapshot().model_copy(update={"engines": {}, "message": ""})
+    data = progress.model_dump_json(by_alias=True, exclude_none=True).encode()
+    if len(data) <= MAX_LAST_PROGRESS_BYTES:
+        file.write_bytes(data)
 
 
 def _where_to_start(run: Run, checkpoint: LoadedCheckpoint | None) -> tuple[int, LoadedCheckpoint | None]:

@@ -27,6 +27,8 @@ class RunContext:
     model_dir: Path
     s3_endpoint: str | None
     work_dir: Path
+    last_progress_file: Path | None = None
+    """Where it leaves its progress when it ends in order."""
 
 
 def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
@@ -51,6 +53,7 @@ def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
         model_dir=Path(_require(environ, Variable.MODEL_DIR)),
         s3_endpoint=job.spec.storage.endpoint or environ.get(Variable.S3_ENDPOINT),
         work_dir=Path(_require(environ, Variable.WORK_DIR)),
+        last_progress_file=Path(last) if (last := environ.get(Variable.LAST_PROGRESS_FILE)) else None,
     )
 
 

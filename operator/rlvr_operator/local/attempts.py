@@ -35,6 +35,7 @@ class LearnerKeeper:
         may_start: waits, before each attempt, for what the learner cannot do without.
         limit: failed attempts in a row without a finished step.
         silence_seconds: longest time without an answer of its status endpoint.
+        last_progress: what an attempt left behind when it ended in order.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class LearnerKeeper:
         client: httpx.AsyncClient,
         emit: EventSink,
         backoff: Backoff = DEFAULT_BACKOFF,
+        last_progress: Callable[[], Progress | None] = lambda: None,
     ) -> None:
+        self._last_progress = last_progress
         self._begin, self._may_start, self._run_marker, self._limit = begin, may_start, run_marker, limit
         self._silence_seconds, self._client, self._emit, self._backoff = silence_seconds, client, emit, backoff
         self._child: Child | None = None
@@ -90,6 +93,8 @@ class LearnerKeeper:
             code, why = await self._watch_over(child)
             self._child = None
             self.ready.clear()
+            if code in (ExitCode.DONE, ExitCode.SUSPENDED):
+                self.progress = self._last_progress() or self.progress
             if code == ExitCode.DONE or self._stopping:
                 return
             await self._recover(child, code, why)

@@ -5,6 +5,7 @@ state.json      attempt number and marker, written and synced before an attempt 
 status.json     the job's status, rewritten as it changes
 logs/NAME.log   output of each process, over all its starts
 work/NAME/      scratch of each process
+progress.json   what the learner said last, when it ended in order
 s3/, s3.json    data and credentials of the embedded S3 server
 model/          the model, when it comes from S3
 seal.key        key that seals gold answers (mode 0600)
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from rlvr_api.cli import UserError
 from rlvr_api.spec import RLVRJob
-from rlvr_api.status import RLVRJobStatus
+from rlvr_api.status import Progress, RLVRJobStatus
 
 SEAL_KEY_BYTES = 32
 
@@ -65,6 +66,18 @@ class RunFolder:
     def job_file(self) -> Path:
         """The resolved job."""
         return self.path / "job.json"
+
+    @property
+    def last_progress_file(self) -> Path:
+        """What the learner said last."""
+        return self.path / "progress.json"
+
+    def read_last_progress(self) -> Progress | None:
+        """What the learner said last, when it ended in order; None if it did not."""
+        try:
+            return Progress.model_validate_json(self.last_progress_file.read_bytes())
+        except (OSError, ValueError):
+            return None
 
     @property
     def logs_dir(self) -> Path:

@@ -53,6 +53,7 @@ class Site:
             model_dir=self.model_dir,
             seal_key_file=str(self.folder.seal_key_file()),
             work_dir=str(self.folder.work_dir),
+            last_progress_file=str(self.folder.last_progress_file),
             openmp_library=find_openmp_library(),
         )
 
@@ -118,6 +119,7 @@ class PartsBuilder:
             silence_seconds=deadlines.stall_seconds,
             client=self._client,
             emit=self._emit,
+            last_progress=self._site.folder.read_last_progress,
         )
         return Parts(services, learner, s3)
 

@@ -26,6 +26,7 @@ PLACES = Places(
     model_dir=MODEL_DIR,
     seal_key_file=f"{SEAL_DIR}/key",
     work_dir=WORK_DIR,
+    last_progress_file="/dev/termination-log",
     openmp_library="/opt/venv/lib/libiomp5.so",
 )
 """Where processes find things in the images and their mounts."""
