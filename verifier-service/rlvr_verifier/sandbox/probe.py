@@ -1,0 +1,192 @@
+"""What a slot keeps out, measured by attacks inside it; a level is a set of attacks that all failed, never inferred from versions.
+
+Each attack is a function that returns True when it succeeded. They are harmless when they do: signal 0, a socket that is closed, a byte
+in a file of our own. The service brings the targets: a process of its own, a file that nobody may read, a folder that nobody may write.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rlvr_verifier.sandbox.canonical import decode, encode
+from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
+from rlvr_verifier.sandbox.slot import Ending, Item, Run
+
+PROBE_SECONDS = 2.0
+PROBE_MEMORY_BYTES = 256 << 20
+
+_PREAMBLE = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def works(action):
+    try:
+        result = action()
+    except (OSError, RuntimeError, MemoryError, ValueError):
+        return False
+    return result is None or result >= 0
+"""
+
+
+class Level(StrEnum):
+    """How far code that runs in a slot is kept away from everything else."""
+
+    L0 = "L0"
+    """Limits of time, memory and size at most: not for untrusted code."""
+    L1 = "L1"
+    """A Landlock domain a slot, a scope and a seccomp allow-list an item. Remaining: `stat` of paths, timing, defects of the kernel."""
+
+    @property
+    def rank(self) -> int:
+        """For comparing."""
+        return int(self[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the attacks aim at."""
+
+    bystander: int
+    """Process id of a child of the service."""
+    secret: str
+    """A file with one byte."""
+    folder: str
+    """A folder that anybody may write."""
+
+
+ATTACKS: Mapping[str, str] = {
+    "signal_parent": "def attack(t): return works(lambda: os.kill(os.getppid(), 0))",
+    "signal_service": "def attack(t): return works(lambda: os.kill(t['bystander'], 0))",
+    "trace": """
+def attack(t):
+    seized = [libc.ptrace(0x4206, pid, None, None) for pid in (os.getppid(), t["bystander"])]
+    buffer = ctypes.create_string_buffer(8)
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), 8)
+    read = [libc.process_vm_readv(pid, vector, 1, vector, 1, 0) for pid in (os.getppid(), t["bystander"])]
+    return max(seized) >= 0 or max(read) > 0
+""",
+    "read_process": """
+def attack(t):
+    def read(path):
+        with open(path, "rb") as file: file.read(1)
+    paths = [f"/proc/{pid}/{name}" for pid in (os.getppid(), t["bystander"], "self") for name in ("environ", "maps")]
+    return any([works(lambda path=path: read(path)) for path in paths])
+""",
+    "read_file": """
+def attack(t):
+    def read():
+        with open(t["secret"], "rb") as file: file.read(1)
+    return works(read)
+""",
+    "write_file": """
+def attack(t):
+    path = os.path.join(t["folder"], "written")
+    def write():
+        with open(path, "wb") as file: file.write(b"x")
+    changes = [lambda: os.mkdir(path + "d"), lambda: os.symlink("x", path + "l"), lambda: os.rename(t["secret"], path + "r")]
+    return any([works(change) for change in [write, *changes]])
+""",
+    "change_attributes": """
+import fcntl
+def attack(t):
+    secret = t["secret"]
+    changes = [lambda: os.chmod(secret, 0o666), lambda: os.utime(secret, (1, 1)), lambda: os.setxattr(secret, "user.x", b"1")]
+    library = os.open(os.__file__, os.O_RDONLY)
+    changes += [lambda: fcntl.flock(library, fcntl.LOCK_SH), lambda: fcntl.fcntl(library, 8, os.getpid())]
+    return any([works(change) for change in changes])
+""",
+    "network": """
+import socket
+def attack(t):
+    kinds = [(socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM)]
+    kinds += [(socket.AF_NETLINK, socket.SOCK_RAW)]
+    return any([works(lambda kind=kind: socket.socket(*kind).close()) for kind in kinds])
+""",
+    "new_process": """
+def attack(t):
+    def fork():
+        if os.fork() == 0: os._exit(0)
+    def thread():
+        import _thread
+        _thread.start_new_thread(lambda: None, ())
+    def execute():
+        if libc.execve(b"/nonexistent", None, None) < 0 and ctypes.get_errno() != 2: raise OSError
+    return any([works(fork), works(thread), works(execute)])
+""",
+    "shared_objects": """
+def attack(t):
+    shared = [(29, 0, 4096, 0o1600), (68, 0, 0o1600), (64, 0, 1, 0o1600), (240, b"x", 0o102, 0o600, None)]  # shm, msg, sem, mq
+    kernel = [(319, b"x", 0), (250, 0, -3, 0), (425, 1, ctypes.create_string_buffer(128))]  # memfd, keyctl, io_uring
+    timer = (222, 1, None, ctypes.byref(ctypes.c_int()))
+    return any([libc.syscall(*call) >= 0 for call in [*shared, *kernel, timer]])
+""",
+    "raise_limits": """
+import resource
+def attack(t):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000))
+    def memory():
+        keep = [bytes(64 << 20) for _ in range(64)]
+    return any([works(limit), works(memory), works(lambda: libc.prctl(1, 0)), works(lambda: os.setuid(12345))])
+""",
+    "inherit": """
+def attack(t):
+    open_ = []
+    for number in range(3, 64):
+        try:
+            os.fstat(number)
+            open_.append(number)
+        except OSError: pass
+    return len(open_) > 1 or set(os.environ) - {"PYTHONHASHSEED", "LC_ALL", "TZ"} != set()
+""",
+}  # fmt: skip
+"""Name, and the source of the attack."""
+NEEDED: Mapping[Level, frozenset[str]] = {Level.L1: frozenset(ATTACKS), Level.L0: frozenset()}
+"""What must have failed for a level."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What was measured in one slot."""
+
+    open: frozenset[str]
+    """Attacks that succeeded, or whose outcome is not known."""
+
+    @property
+    def level(self) -> Level:
+        """The highest level all of whose attacks failed."""
+        return max((level for level, needed in NEEDED.items() if not needed & self.open), key=lambda level: level.rank)
+
+
+def probe(run: Callable[[Item], Run]) -> ProbeReport:
+    """Attack from inside a slot; takes about 0.2 s."""
+    with tempfile.TemporaryDirectory(prefix="rlvr-probe-") as folder:
+        os.chmod(folder, 0o777)  # noqa: S103 - so that it is not the mode that keeps the attack out
+        secret = Path(folder, "secret")
+        secret.write_bytes(b"x")
+        bystander = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, env={})
+        try:
+            targets = Targets(bystander.pid, str(secret), folder)
+            return ProbeReport(frozenset(name for name, source in ATTACKS.items() if not _is_blocked(run, source, targets)))
+        finally:
+            bystander.kill()
+            with suppress(OSError):
+                bystander.communicate()
+
+
+def _is_blocked(run: Callable[[Item], Run], source: str, targets: Targets) -> bool:
+    """Only an attack that says that it failed counts as blocked: one that crashed on the way was not tried."""
+    arguments = encode(({"bystander": targets.bystander, "secret": targets.secret, "folder": targets.folder},))
+    item = Item(_PREAMBLE + source, "attack", [arguments], seconds=PROBE_SECONDS, memory_bytes=PROBE_MEMORY_BYTES)
+    done = run(item)
+    if done.ending is not Ending.EXITED:
+        return False
+    try:
+        return decode(read_transcript(done.output, 1)[0]) is False
+    except (TranscriptError, SolutionError):
+        return False

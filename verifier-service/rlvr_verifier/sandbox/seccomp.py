@@ -1,0 +1,110 @@
+"""A seccomp allow-list as a BPF program made here: the bindings on the registry need libseccomp on the node, or are of 2021.
+
+What is not listed fails with EPERM, so that a program goes on and is judged by what it returns; system calls of another architecture
+(int 0x80, x32) kill it. Without processes, threads, sockets, signals, locks, and files or attributes to write, an item has nothing to leave
+behind, and nobody to talk to.
+"""
+
+import ctypes
+import struct
+from collections.abc import Iterable
+
+ARCHITECTURE = 0xC000003E
+"""AUDIT_ARCH_X86_64."""
+X32_BIT = 0x40000000
+_ERRNO_EPERM, _ALLOW, _KILL_PROCESS = 0x00050000 | 1, 0x7FFF0000, 0x80000000
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+
+ALLOWED = {
+    # read and write what is open; open what Landlock lets be read
+    "read": 0, "write": 1, "open": 2, "close": 3, "lseek": 8, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21,
+    "pipe": 22, "dup": 32, "dup2": 33, "getcwd": 79, "readlink": 89, "getdents64": 217, "openat": 257, "readlinkat": 267, "faccessat": 269,
+    "dup3": 292, "pipe2": 293, "preadv": 295, "pwritev": 296, "faccessat2": 439, "close_range": 436,
+    "stat": 4, "fstat": 5, "lstat": 6, "statfs": 137, "fstatfs": 138, "newfstatat": 262, "statx": 332, "fadvise64": 221,
+    # memory
+    "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "madvise": 28,
+    # its own signals
+    "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "rt_sigpending": 127, "rt_sigtimedwait": 128, "rt_sigsuspend": 130,
+    "sigaltstack": 131, "pause": 34, "alarm": 37, "getitimer": 36, "setitimer": 38, "restart_syscall": 219,
+    # time, and who it is
+    "nanosleep": 35, "gettimeofday": 96, "times": 100, "time": 201, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230,
+    "getpid": 39, "getppid": 110, "gettid": 186, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getpgrp": 111,
+    "getgroups": 115, "getresuid": 118, "getresgid": 120, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "uname": 63,
+    "sched_yield": 24, "sched_getaffinity": 204, "getcpu": 309, "getrandom": 318,
+    # waiting for what is open
+    "poll": 7, "select": 23, "pselect6": 270, "ppoll": 271, "epoll_create1": 291, "epoll_ctl": 233, "epoll_wait": 232, "epoll_pwait": 281,
+    "eventfd2": 290,
+    "futex": 202, "set_robust_list": 273, "rseq": 334,
+    "exit": 60, "exit_group": 231,
+}  # fmt: skip
+"""Of any arguments."""
+FCNTL, FCNTL_COMMANDS = 72, (0, 1, 2, 3, 4, 1030)
+"""Duplicate, and get or set flags; no locks, leases, owners or signals."""
+IOCTL, IOCTL_REQUESTS = 16, (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)
+"""Is it a terminal, its size, (non-)blocking, bytes to read, close on exec."""
+PRLIMIT64 = 302
+"""To read its own limits: process 0, no new limit."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_Instruction = tuple[int, int, int, int]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+class Filter:
+    """The allow-list, assembled once; `install` is one system call."""
+
+    def __init__(self) -> None:
+        code = b"".join(struct.pack("HBBI", *instruction) for instruction in _assemble())
+        self._buffer = ctypes.create_string_buffer(code, len(code))
+        self._program = _Program(len(code) // 8, ctypes.addressof(self._buffer))
+
+    def install(self) -> None:
+        """For this process and all its children, for good. `no_new_privs` must be set.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(self._program)) != 0:
+            raise OSError(ctypes.get_errno(), "the kernel refuses the seccomp filter")
+
+
+def _assemble() -> list[_Instruction]:
+    program: list[_Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE_AT),
+        (_JUMP_EQUAL, 1, 0, ARCHITECTURE),
+        (_RETURN, 0, 0, _KILL_PROCESS),
+        (_LOAD, 0, 0, _NUMBER_AT),
+        (_JUMP_GREATER_EQUAL, 0, 1, X32_BIT),
+        (_RETURN, 0, 0, _KILL_PROCESS),
+    ]
+    for number in ALLOWED.values():
+        program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
+    program += _if_number(FCNTL, _argument_in(1, FCNTL_COMMANDS))
+    program += _if_number(IOCTL, _argument_in(1, IOCTL_REQUESTS))
+    program += _if_number(PRLIMIT64, _all_zero([(0, 0), (0, 4), (2, 0), (2, 4)]))
+    return [*program, (_RETURN, 0, 0, _ERRNO_EPERM)]
+
+
+def _if_number(number: int, body: list[_Instruction]) -> list[_Instruction]:
+    """The body, which returns on every way through it, for one system call."""
+    return [(_JUMP_EQUAL, 0, len(body), number), *body]
+
+
+def _argument_in(index: int, values: Iterable[int]) -> list[_Instruction]:
+    """Allow when the low half of an argument, all that the kernel reads of these, is one of `values`."""
+    body: list[_Instruction] = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * index)]
+    for value in values:
+        body += [(_JUMP_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW)]
+    return [*body, (_RETURN, 0, 0, _ERRNO_EPERM)]
+
+
+def _all_zero(halves: list[tuple[int, int]]) -> list[_Instruction]:
+    body: list[_Instruction] = []
+    for index, offset in halves:
+        body += [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * index + offset), (_JUMP_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO_EPERM)]
+    return [*body, (_RETURN, 0, 0, _ALLOW)]

@@ -1,0 +1,213 @@
+"""The service's side of one zygote: sends items, measures time, reads what comes back, and kills.
+
+    run: pipe -> send item and write end -> read until the end of the file, the deadline or the byte cap -> kill if need be -> how it ended
+
+How an item ended says whose doing it was: an exit, a signal of its own making or an own limit is the candidate's; a SIGKILL that was not
+sent from here (the kernel short of memory, a person) or a zygote that is gone is the infrastructure's, `SlotLostError`.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS
+
+START_SECONDS = 20.0
+CLOSING_SECONDS = 5.0
+"""How long a killed item, or a zygote told to end, may take to be gone."""
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+"""All that a zygote inherits; its hash seed is fixed, so that verdicts do not depend on it."""
+
+
+class SlotLostError(RuntimeError):
+    """The item, or its zygote, was ended by something that is neither this service nor the item."""
+
+
+class Ending(StrEnum):
+    """How an item ended."""
+
+    EXITED = "exited"
+    """By itself, with whatever exit code."""
+    SIGNALLED = "signalled"
+    """By a signal of its own making: a crash, or a forbidden system call."""
+    TIMEOUT = "timeout"
+    """It used up its wall time or processor time."""
+    OVERFLOW = "overflow"
+    """It wrote more than it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One piece of untrusted code to run, without any answer."""
+
+    source: str
+    entry: str | None = None
+    """Function to call for each of `inputs`; None for a whole program that reads `stdin`."""
+    inputs: Sequence[str] = ()
+    """Canonical argument tuples."""
+    stdin: str = ""
+    seconds: float = 5.0
+    """Wall time, measured out here; processor time is bounded by the next whole second."""
+    memory_bytes: int = 512 << 20
+    output_bytes: int = 1 << 20
+
+    def message(self) -> bytes:
+        """As sent into the sandbox: the same bytes whatever the answers are."""
+        body = {"source": self.source, "stdin": self.stdin} if self.entry is None else self._call()
+        return LIMITS.pack(self.memory_bytes, int(self.seconds) + 1) + json.dumps(body).encode()
+
+    def _call(self) -> dict[str, object]:
+        return {"source": self.source, "entry": self.entry, "inputs": list(self.inputs)}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run of an item gave."""
+
+    ending: Ending
+    code: int
+    """Exit code, or the signal's number below zero."""
+    output: bytes = field(repr=False)
+    cpu_seconds: float = 0.0
+
+
+class Slot:
+    """One zygote and the socket to it. Not for two threads at once.
+
+    Args:
+        protected: False only to measure what an unprotected item can do.
+    """
+
+    def __init__(self, protected: bool = True) -> None:
+        ours, theirs = socket.socketpair()
+        zygote = Path(__file__).with_name("zygote.py")
+        command = [sys.executable, "-s", "-S", "-P", "-B", str(zygote), "protected" if protected else "bare"]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
+            )
+        self._control = ours
+        try:
+            self.landlock_abi = int(str(self._receive(time.monotonic() + START_SECONDS)["abi"]))
+        except SlotLostError:
+            self.close()
+            raise
+
+    def run(self, item: Item) -> Run:
+        """Run one item to its end.
+
+        Raises:
+            SlotLostError: this slot can no longer be used, and the item was not judged.
+        """
+        started = time.monotonic()
+        deadline = started + item.seconds
+        reading = self._begin(item, deadline)
+        try:
+            output, report = self._follow(reading, deadline, item.output_bytes)
+            too_late, too_much = report is None and time.monotonic() >= deadline, len(output) > item.output_bytes
+            if report is None:
+                self._send(b"k")
+                report = self._receive(time.monotonic() + CLOSING_SECONDS)
+        finally:
+            os.close(reading)
+        code, cpu_seconds = int(str(report["code"])), float(str(report["cpu"]))
+        killed_here = bool(report["killed"]) and code == -signal.SIGKILL
+        out_of_time = code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_seconds >= int(item.seconds) + 1
+        if too_much:
+            return Run(Ending.OVERFLOW, code, output[: item.output_bytes], cpu_seconds)
+        if too_late or out_of_time:
+            return Run(Ending.TIMEOUT, code, output, cpu_seconds)
+        if code == -signal.SIGKILL and not killed_here:
+            raise SlotLostError("an item was killed by neither its slot nor itself; was the machine short of memory?")
+        return Run(Ending.EXITED if code >= 0 else Ending.SIGNALLED, code, output, cpu_seconds)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the zygote."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End the zygote, and with it what it runs; for any thread. Whoever waits for an item gets `SlotLostError`."""
+        self._process.kill()
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the zygote, and forget it; for the thread that uses the slot."""
+        self.kill()
+        self._control.close()
+        self._process.wait(CLOSING_SECONDS)
+
+    def _begin(self, item: Item, deadline: float) -> int:
+        """Send the item; returns the read end of its pipe."""
+        message = item.message()
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.set_blocking(writing, True)
+            self._control.settimeout(max(0.1, deadline - time.monotonic()))
+            socket.send_fds(self._control, [b"i"], [writing])
+            self._control.sendall(LENGTH.pack(len(message)) + message)
+        except OSError as error:
+            os.close(reading)
+            raise SlotLostError(f"a zygote takes no item: {error}") from error
+        finally:
+            os.close(writing)
+        return reading
+
+    def _follow(self, reading: int, deadline: float, cap: int) -> tuple[bytes, Mapping[str, object] | None]:
+        """What is written until its end, and the zygote's report; no report when time or space ran out before."""
+        poll, output, open_ = select.poll(), bytearray(), True
+        poll.register(reading, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        report: Mapping[str, object] | None = None
+        while (open_ or report is None) and len(output) <= cap:
+            left = deadline - time.monotonic()
+            if left <= 0 and report is None:
+                return bytes(output), None
+            # Once it has ended, what is left in the pipe is read without waiting.
+            for ready, _ in poll.poll(max(0.0, left) * 1000 + 1):
+                if ready == reading:
+                    piece = os.read(reading, 1 << 16)
+                    output += piece
+                    if not piece:
+                        open_ = False
+                        poll.unregister(reading)
+                else:
+                    report = self._receive(time.monotonic() + CLOSING_SECONDS)
+                    poll.unregister(self._control)
+        return bytes(output), report
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._control.sendall(data)
+        except OSError as error:
+            raise SlotLostError(f"a zygote is gone: {error}") from error
+
+    def _receive(self, deadline: float) -> Mapping[str, object]:
+        data = self._read(LENGTH.size, deadline)
+        message = json.loads(self._read(LENGTH.unpack(data)[0], deadline))
+        assert isinstance(message, dict)
+        return message
+
+    def _read(self, length: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < length:
+            self._control.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                piece = self._control.recv(length - len(data))
+            except OSError as error:
+                raise SlotLostError(f"a zygote does not answer: {error}") from error
+            if not piece:
+                raise SlotLostError("a zygote has ended")
+            data += piece
+        return bytes(data)

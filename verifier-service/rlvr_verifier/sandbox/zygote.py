@@ -1,0 +1,244 @@
+"""The untrusted side: a warm Python that forks once for each item, and never saw an answer. Run as a file, without site-packages.
+
+    start:  import what solutions import -> run one benign item (unwarmed, an item costs twice as much) -> enter a Landlock domain -> ready
+    item:   read bytes -> fork -> child: limits, own scope, seccomp -> decode, run, write lines to its pipe -> exit
+            meanwhile wait for the child's end, or for the order to kill it -> say how it ended
+
+The other end measures time, reads the pipe to its end and decides; this side has no answers to give away. One byte `k` kills the item, the
+end of the control socket ends the zygote.
+"""
+
+import ctypes
+import gc
+import io
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[2]))
+
+from rlvr_verifier.sandbox import canonical, landlock, seccomp  # noqa: E402
+from rlvr_verifier.sandbox.protocol import END, ERROR, LENGTH, LIMITS, MAX_REQUEST_BYTES, VALUE  # noqa: E402
+
+sys.path.remove(str(HERE.parents[2]))
+
+CONTROL = 0
+"""The socket to the service is the standard input."""
+MODULES = (
+    "abc", "array", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
+    "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "operator", "queue", "random", "re", "statistics", "string",
+    "struct", "textwrap", "time", "traceback", "types", "typing", "unicodedata",
+)  # fmt: skip
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
+_libc = ctypes.CDLL(None, use_errno=True)
+_Request = dict[str, object]
+
+
+def main() -> None:
+    """Serve items until the control socket ends."""
+    protect = sys.argv[1] == "protected"
+    socket_ = socket.socket(fileno=CONTROL)
+    for module in MODULES:
+        __import__(module)
+    for option, value in (
+        (_PR_SET_DUMPABLE, 0),
+        (_PR_SET_CHILD_SUBREAPER, 1),
+        (_PR_SET_NO_NEW_PRIVS, 1),
+        (_PR_SET_PDEATHSIG, signal.SIGKILL),
+    ):
+        if _libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), f"prctl {option}")
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    _warm_up()
+    jail = _Jail(protect)
+    gc.collect()
+    gc.freeze()
+    _send(socket_, {"abi": landlock.abi()})
+    while (request := _receive(socket_)) is not None:
+        _serve(socket_, jail, *request)
+
+
+def _warm_up() -> None:
+    """Run one benign item here, so that its pages need not be made in each fork."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    _run_item({"source": "def f(x):\n    return [x, {str(x): (1.5, None)}]", "entry": "f", "inputs": ["(i1)", '(s"a")']}, null)
+    os.close(null)
+
+
+class _Jail:
+    """What an item is locked into; made before the first one, entered by each."""
+
+    def __init__(self, protect: bool) -> None:
+        self._protect = protect
+        self.null = os.open(os.devnull, os.O_WRONLY)
+        """Opened out here: nothing can be opened for writing in the domain."""
+        self._filter = seccomp.Filter()
+        self._scope = -1
+        if protect and landlock.abi() >= landlock.SCOPES_SINCE_ABI:
+            landlock.restrict(_readable())
+            self._scope = landlock.prepare_scope()
+
+    def enter(self, memory_bytes: int, cpu_seconds: int) -> None:
+        """Limits first: the filter lets nothing change them."""
+        for kind, soft, hard in (
+            (resource.RLIMIT_AS, memory_bytes, memory_bytes),
+            (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
+            (resource.RLIMIT_FSIZE, 0, 0),
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_NOFILE, 64, 64),
+            (resource.RLIMIT_MEMLOCK, 0, 0),
+            (resource.RLIMIT_MSGQUEUE, 0, 0),
+        ):
+            resource.setrlimit(kind, (soft, hard))
+        if self._protect:
+            if self._scope >= 0:
+                landlock.enter(self._scope)
+                os.close(self._scope)
+            self._filter.install()
+
+
+def _readable() -> list[str]:
+    """The standard library, what its extension modules link to, and time zones."""
+    return [
+        os.path.dirname(os.__file__), f"{sys.base_prefix}/lib", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo",
+        "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom",
+    ]  # fmt: skip
+
+
+def _serve(control: socket.socket, jail: _Jail, data: bytes, result: int) -> None:
+    """One item: fork, wait for its end or for the order to kill it, and say how it ended."""
+    memory_bytes, cpu_seconds = LIMITS.unpack_from(data)
+    child = os.fork()
+    if child == 0:
+        _be_item(jail, data, result, memory_bytes, cpu_seconds)
+    os.close(result)
+    ended, killed = os.pidfd_open(child), False
+    try:
+        while True:
+            ready, _, _ = select.select([ended] if killed else [ended, CONTROL], [], [])
+            if ended in ready:
+                break
+            order = control.recv(1)
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+            if not order:
+                raise SystemExit(0)
+            killed = True
+    finally:
+        os.close(ended)
+    _, status, usage = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    _send(control, {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "killed": killed})
+
+
+def _be_item(jail: _Jail, data: bytes, result: int, memory_bytes: int, cpu_seconds: int) -> None:
+    """The forked child: it never returns."""
+    code = 70
+    try:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        request: _Request = json.loads(data[LIMITS.size :])
+        is_program = "stdin" in request
+        stdin = os.memfd_create("stdin")
+        os.write(stdin, str(request.get("stdin", "")).encode())
+        os.lseek(stdin, 0, os.SEEK_SET)
+        # What an item has open: its input, its output, and its pipe. The control socket is overwritten here.
+        for source, target in ((stdin, 0), (result if is_program else jail.null, 1), (jail.null, 2)):
+            os.dup2(source, target)
+        for descriptor in (stdin, jail.null, *([result] if is_program else [])):
+            os.close(descriptor)
+        jail.enter(memory_bytes, cpu_seconds)
+        code = _run_program(request) if is_program else _run_item(request, result)
+    except BaseException:  # noqa: BLE001 - the border of the process: its code says that it failed
+        code = 71
+    finally:
+        os._exit(code)
+
+
+def _run_item(request: _Request, result: int) -> int:
+    """Call the entry point once for each input; one line each, then the end marker."""
+    write, encode = os.write, canonical.encode
+    namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": __builtins__}
+    inputs = request["inputs"]
+    assert isinstance(inputs, list)
+    sys.argv = ["solution"]
+    try:
+        exec(compile(str(request["source"]), "<solution>", "exec"), namespace)  # noqa: S102 - this is what the sandbox is for
+        entry = namespace[str(request["entry"])]
+    except BaseException as error:  # noqa: BLE001 - a solution may raise anything
+        write(result, f"{ERROR} 0 {type(error).__name__[:40]}\n".encode())
+        return 1
+    for index, text in enumerate(inputs):
+        try:
+            line = f"{VALUE} {index} {encode(entry(*_arguments(text)))}\n"
+        except BaseException as error:  # noqa: BLE001
+            line = f"{ERROR} {index} {type(error).__name__[:40]}\n"
+        _write_all(write, result, line.encode())
+    write(result, f"{END}\n".encode())
+    return 0
+
+
+def _arguments(text: str) -> tuple[object, ...]:
+    arguments = canonical.decode(text)
+    assert isinstance(arguments, tuple)
+    return arguments
+
+
+def _run_program(request: _Request) -> int:
+    """A whole program: what it writes to its standard output is the result."""
+    sys.argv = ["solution"]
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), encoding="utf-8")
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding="utf-8", write_through=False)
+    try:
+        exec(compile(str(request["source"]), "<solution>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102
+        code = 0
+    except SystemExit as stop:
+        code = 0 if stop.code is None or stop.code == 0 else 1
+    except BaseException:  # noqa: BLE001 - a program may raise anything
+        code = 1
+    sys.stdout.flush()
+    return code
+
+
+def _write_all(write: Callable[[int, bytes], int], descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[write(descriptor, data) :]
+
+
+def _send(control: socket.socket, message: _Request) -> None:
+    data = json.dumps(message).encode()
+    control.sendall(LENGTH.pack(len(data)) + data)
+
+
+def _receive(control: socket.socket) -> tuple[bytes, int] | None:
+    """The next item and the pipe that came with it; None at the end. A `k` that came too late is skipped."""
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not data:
+            return None
+        if data == b"i":
+            break
+    (length,) = LENGTH.unpack(_read(control, LENGTH.size))
+    if length > MAX_REQUEST_BYTES or len(descriptors) != 1:
+        raise SystemExit(f"an item of {length} bytes with {len(descriptors)} descriptors")
+    return _read(control, length), descriptors[0]
+
+
+def _read(control: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        piece = control.recv(length - len(data))
+        if not piece:
+            raise SystemExit(0)
+        data += piece
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    main()
