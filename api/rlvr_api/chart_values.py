@@ -173,8 +173,8 @@ class ChartValues(ApiModel):
     service_monitor: Monitor = Monitor()
     """Metrics of the operator."""
     pod_monitor: Monitor = Monitor()
-    """Metrics of the jobs' learners: step, reward, pass rate. Where NetworkPolicies are enforced, namespaces of jobs also need one that
-    lets your Prometheus reach port 8082 of pods with the label `rlvr.dev/role: learner`."""
+    """Metrics of the jobs' learners and verifiers: step, reward, pass rate, queue wait. Where NetworkPolicies are enforced, namespaces of
+    jobs also need one that lets your Prometheus reach ports 8082 (`rlvr.dev/role: learner`) and 8081 (`rlvr.dev/role: verifier`)."""
     prometheus_rule: PrometheusRule = PrometheusRule()
     """Alerts."""
     grafana_dashboard: Dashboard = Dashboard()
