@@ -126,6 +126,10 @@ class Cluster:
             return False
         return True
 
+    async def post(self, path: str, body: Object, query: Query | None = None) -> Object:
+        """POST what stays nobody's object: a review, a dry run."""
+        return await self._request("POST", path, body, query)
+
     async def replace(self, item: Object) -> Object:
         """Write a whole object, if it is still as it was read."""
         return await self._request("PUT", KINDS[item["kind"]].path(item["metadata"]["namespace"], item["metadata"]["name"]), item)
