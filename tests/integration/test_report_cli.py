@@ -46,6 +46,25 @@ def test_report_starts_the_store_again_and_stops_it(runs_dir, capsys, monkeypatc
     assert "AWS_ACCESS_KEY_ID" not in os.environ
 
 
+def test_a_job_of_a_cluster_is_read_from_a_file_and_its_store_from_here(runs_dir, capsys, tmp_path, monkeypatch):
+    folder = runs_dir / "arithmetic"
+    job = json.loads((folder / "job.json").read_text())
+    job["spec"]["storage"]["endpoint"] = "http://s3.storage.svc:8333"
+    job["metadata"] |= {"uid": "4711", "resourceVersion": "1"}
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(job | {"status": {"phase": "Succeeded"}}))
+    monkeypatch.chdir(tmp_path)
+    with EmbeddedS3(folder / "s3", folder / "s3.json") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        code, out, err = run(capsys, "report", file, "--endpoint", server.endpoint)
+    assert (code, err, out.strip()) == (0, "", str(tmp_path / "arithmetic.html"))
+    assert "3 of 3 optimizer steps" in (tmp_path / "arithmetic.html").read_text()
+    code, _, err = run(capsys, "report", "arithmetic", "--runs-dir", runs_dir, "--endpoint", "http://x")
+    assert code == 2
+    assert "kubectl get rlvr arithmetic -o yaml" in err
+
+
 def test_a_running_store_is_used_and_left_running(runs_dir, capsys, tmp_path):
     folder = runs_dir / "arithmetic"
     with EmbeddedS3(folder / "s3", folder / "s3.json") as server:

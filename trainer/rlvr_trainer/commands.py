@@ -16,15 +16,19 @@ MODELS = ("tiny", "smollm2")
 
 def _configure_report(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write it; default RUNS_DIR/RUN/report.html")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to write it; default RUNS_DIR/RUN/report.html, or NAME.html for a FILE"
+    )
 
 
 def _run_report(arguments: argparse.Namespace) -> int:
     from rlvr_trainer.report.source import find_run, open_run
     from rlvr_trainer.report.write import write_report
 
-    output = arguments.output or find_run(arguments.run, arguments.runs_dir) / "report.html"
-    with open_run(arguments.run, arguments.runs_dir) as source:
+    of_cluster = Path(arguments.run).is_file()
+    folder = Path() if arguments.output or of_cluster else find_run(arguments.run, arguments.runs_dir)
+    with open_run(arguments.run, arguments.runs_dir, arguments.endpoint) as source:
+        output = arguments.output or (Path(f"{source.job.metadata.name}.html") if of_cluster else folder / "report.html")
         print(write_report(source, output))
     return 0
 
@@ -48,7 +52,7 @@ def _run_rollouts(arguments: argparse.Namespace) -> int:
     from rlvr_trainer.storage.errors import StorageError
 
     try:
-        with open_run(arguments.run, arguments.runs_dir) as source:
+        with open_run(arguments.run, arguments.runs_dir, arguments.endpoint) as source:
             step = read_step(source, arguments.step, arguments.stage)
     except StorageError as error:
         raise UserError(str(error)) from error
@@ -88,7 +92,10 @@ def _run_model(arguments: argparse.Namespace) -> int:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="name of the job, or the run's folder")
+    parser.add_argument(
+        "run", metavar="RUN|FILE", help="name of a local job, its folder, or a file with a cluster's job (kubectl get -o yaml)"
+    )
+    parser.add_argument("--endpoint", metavar="URL", help="where this machine reaches the S3 server of a cluster's job")
     parser.add_argument("--runs-dir", type=Path, default=RUNS_DIR, help="where local runs are kept; default ./runs")
 
 

@@ -1,8 +1,7 @@
-"""Finds a local run and opens its object store, starting the embedded S3 server when the run's own is no longer up.
+"""Finds a run and opens its object store, starting the embedded S3 server when a local run's own is no longer up.
 
-    RUN -> runs/<name>/job.json -> storage.endpoint, or the server over runs/<name>/s3 -> RunSource(job, store)
-
-Not covered: jobs in a cluster, which have no run folder on this machine.
+RUN -> runs/<name>/job.json -> storage.endpoint, or the server over runs/<name>/s3 -> RunSource(job, store)
+FILE, a job of a cluster as `kubectl get rlvr NAME -o yaml` prints it -> storage.endpoint, or --endpoint -> RunSource(job, store)
 """
 
 import os
@@ -12,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from rlvr_api.cli import UserError
 from rlvr_api.embedded_s3 import EmbeddedS3, EmbeddedS3Error, find_running
+from rlvr_api.loading import InvalidJobError, load_job
 from rlvr_api.spec import RLVRJob
 from rlvr_api.status import RLVRJobStatus
 from rlvr_trainer.storage.client import ObjectStore, S3Settings, split_uri
@@ -37,12 +38,22 @@ class RunSource:
 
 
 @contextmanager
-def open_run(run: str, runs_dir: Path) -> Iterator[RunSource]:
-    """Open a local run by its job's name, or by the path of its folder.
+def open_run(run: str, runs_dir: Path, endpoint: str | None = None) -> Iterator[RunSource]:
+    """Open a local run by its job's name or the path of its folder, or a job of a cluster by a file that holds it.
+
+    Args:
+        endpoint: where the store is reached from here, for a job of a cluster whose own address of it is not.
 
     Raises:
         UserError: there is no such run, or its store cannot be opened.
     """
+    if Path(run).is_file():
+        yield _open_cluster_job(Path(run), endpoint)
+        return
+    if endpoint is not None:
+        raise UserError(
+            f"--endpoint is for jobs of a cluster, and {run} is no file: write `kubectl get rlvr {run} -o yaml` to one, and name it"
+        )
     folder = find_run(run, runs_dir)
     job = read_job(folder / JOB_FILE)
     with ExitStack() as stack:
@@ -52,6 +63,24 @@ def open_run(run: str, runs_dir: Path) -> Iterator[RunSource]:
         settings = S3Settings(endpoint, job.spec.storage.region, outage_seconds=0.0)  # a person waits for the answer
         store = ObjectStore.open(job.spec.storage.uri, settings, job.metadata.name)
         yield RunSource(job, store, read_status(folder / STATUS_FILE))
+
+
+def _open_cluster_job(file: Path, endpoint: str | None) -> RunSource:
+    try:
+        text = file.read_bytes()
+        job = load_job(text)
+        status = YAML(typ="safe", pure=True).load(text).get("status")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except InvalidJobError as error:
+        raise UserError(f"{file} is not a valid RLVRJob\n" + "\n".join(f"  {problem}" for problem in error.problems)) from error
+    storage = job.spec.storage
+    settings = S3Settings(endpoint or storage.endpoint, storage.region, outage_seconds=0.0)
+    store = ObjectStore.open(storage.uri, settings, job.metadata.name)
+    try:
+        return RunSource(job, store, RLVRJobStatus.model_validate(status or {}))
+    except ValidationError:  # of another version; a report is worth having without it
+        return RunSource(job, store)
 
 
 def find_run(run: str, runs_dir: Path) -> Path:
