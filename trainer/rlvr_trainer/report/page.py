@@ -21,7 +21,7 @@ from rlvr_trainer.metrics import EvaluationResult, StepMetrics, paired_differenc
 from rlvr_trainer.report.axes import duration, number, percent
 from rlvr_trainer.report.figures import PART_WORDS, PARTS, bottleneck, cell_name, diagnostic_figures, learning_figures, time_figures
 from rlvr_trainer.report.run_data import RunData
-from rlvr_trainer.report.text import shortened, visible
+from rlvr_trainer.report.text import counted, shortened, visible
 
 SAMPLE_CHARACTERS = 6000
 """Of a prompt or completion; a page of six stays far below 2 MB."""
@@ -109,7 +109,8 @@ def key_facts(data: RunData) -> Iterator[tuple[str, str]]:
                     f"learning rate {number(stage.rlvr.optimizer.learning_rate)}"
                 ),
             )
-    yield "staleness allowed", f"{spec.off_policy.max_staleness} steps, correction {spec.off_policy.correction.kind.replace('_', '-')}"
+    correction = spec.off_policy.correction.kind.replace("_", "-")
+    yield "staleness allowed", f"{counted(spec.off_policy.max_staleness, 'step')}, correction {correction}"
     if steps:
         yield "rollouts", f"{sum(step.rollouts for step in steps):,}"
         yield "tokens trained", f"{sum(step.tokens_trained for step in steps):,}"

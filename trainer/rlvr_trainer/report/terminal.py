@@ -17,7 +17,7 @@ from rlvr_api.cli import UserError
 from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.report.axes import number
 from rlvr_trainer.report.records import RolloutView, StepRollouts
-from rlvr_trainer.report.text import shortened, visible
+from rlvr_trainer.report.text import counted, shortened, visible
 
 COLOURS = {
     VerdictStatus.PASS: "green",
@@ -81,8 +81,8 @@ def _panel(view: RolloutView) -> Panel:
     verdict, rollout = view.rollout.verdict, view.rollout
     colour = COLOURS[verdict.status]
     score = "" if verdict.score is None else f"  score {number(verdict.score)}"
-    facts = f"{_count(len(rollout.token_ids), 'token')}, mean log-prob {number(view.logprob_mean)}, weights {view.versions}"
-    facts = f"{facts}, {_count(view.staleness, 'step')} old"
+    facts = f"{counted(len(rollout.token_ids), 'token')}, mean log-prob {number(view.logprob_mean)}, weights {view.versions}"
+    facts = f"{facts}, {counted(view.staleness, 'step')} old"
     if rollout.finish_reason == "length":
         facts = f"{facts}, truncated"
     body = Text(visible(shortened(rollout.text, SHOWN_CHARACTERS)) or "(empty)", style="" if rollout.text else "italic")
@@ -116,10 +116,6 @@ def _record(view: RolloutView) -> dict[str, JsonValue]:
         "engine": view.group.engine,
         "traceparent": view.group.traceparent,
     }
-
-
-def _count(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _some(indices: Sequence[int]) -> str:

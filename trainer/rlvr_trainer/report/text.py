@@ -21,6 +21,11 @@ def shortened(text: str, limit_characters: int) -> str:
     return f"{text[:head]}\n… {len(text) - limit_characters:,} characters left out …\n{text[-tail:]}"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def _visible_character(character: str) -> str:
     if character in "\n\t" or character.isprintable():
         return character
