@@ -29,6 +29,7 @@ TAG = version("rlvr-operator")
 S3_PORT = 8333
 RELEASE, SYSTEM = "rlvr", "rlvr-system"
 BUCKET = "runs"
+MAX_JOBS = 4
 OPERATOR_PODS = "app.kubernetes.io/name=rlvr-operator"
 
 
@@ -58,7 +59,7 @@ def missing():
     if shutil.which("kubectl") is None or shutil.which("helm") is None or not os.environ.get("KUBECONFIG"):
         return "needs kubectl and helm on PATH and KUBECONFIG of a cluster for tests, of which this machine is the node"
     nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    names = {name for node in nodes for image in node["status"].get("images", ()) for name in image.get("names", ())}
+    names = {name for node in nodes for image in (node["status"].get("images") or ()) for name in image.get("names") or ()}
     absent = [role for role in ROLES if not any(name.endswith(f"rlvr/{role}:{TAG}") for name in names)]
     return f"needs the images {', '.join(absent)} on the node: `make images` builds them" if absent else ""
 
@@ -164,23 +165,35 @@ def store_objects(namespace, data):
 
 
 @pytest.fixture(scope="session")
-def operator(cluster):
+def namespaces(cluster):
+    """Restricted namespaces, one for each job; the operator watches these alone, so that nothing else on the cluster is its business."""
+    run_id = secrets.token_hex(3)
+    names = [f"train-{run_id}-{number}" for number in range(MAX_JOBS)]
+    for name in names:
+        new_namespace(name)
+    yield names
+    kubectl("delete", "namespace", *names, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def operator(namespaces):
     """The chart, installed as the documentation says."""
     chart = os.fspath(ROOT / "charts" / "rlvr-operator")
-    run(
-        "helm",
-        "upgrade",
-        "--install",
-        RELEASE,
-        chart,
+    watched = f"watchNamespaces={{{','.join(namespaces)}}}"
+    # The CRD outlives releases; one that an earlier one left is taken over.
+    flags = (
         "--namespace",
         SYSTEM,
         "--create-namespace",
+        "--take-ownership",
+        "--force-conflicts",
+        "--set",
+        watched,
         "--wait",
         "--timeout",
         "120s",
-        timeout=180,
     )
+    run("helm", "upgrade", "--install", RELEASE, chart, *flags, timeout=180)
     yield Operator()
     print(kubectl("-n", SYSTEM, "logs", "-l", OPERATOR_PODS, "--tail=200", check=False))
     run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", timeout=120)
@@ -282,15 +295,13 @@ class Training:
         return wait_for(lambda: condition(self), seconds, lambda: f"{what}\n{self.describe()}", every=0.5)
 
 
-@pytest.fixture(scope="module")
-def train(operator, store):
-    """Makes a job of the cluster example in a namespace of its own."""
-    made = []
+@pytest.fixture(scope="session")
+def train(operator, store, namespaces):
+    """Starts a job like the cluster example, with changes, in a namespace of its own."""
+    free = list(namespaces)
 
     def start(**changes):
-        namespace = f"train-{secrets.token_hex(3)}"
-        new_namespace(namespace)
-        made.append(namespace)
+        namespace = free.pop()
         secret(namespace, "s3", AWS_ACCESS_KEY_ID=store.access_key, AWS_SECRET_ACCESS_KEY=store.secret_key)
         job = YAML(typ="safe").load((ROOT / "examples" / "03-cluster.yaml").read_text())
         job["metadata"]["namespace"] = namespace
@@ -299,9 +310,7 @@ def train(operator, store):
         kubectl("apply", "-f", "-", text=json.dumps(job))
         return Training(namespace, job["metadata"]["name"])
 
-    yield start
-    for namespace in made:
-        kubectl("delete", "namespace", namespace, "--wait=false")
+    return start
 
 
 def pids_of(pod_uid):
