@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast check generate bench lock images clean
+.PHONY: help demo test test-fast test-cluster check generate bench lock images clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: $(VENV)/.installed  ## Run every test; those that need what this machine l
 
 test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/golden
+
+test-cluster: $(VENV)/.installed  ## Run the tests that need a cluster (KUBECONFIG, kubectl, helm; images for those that train).
+	@$(BIN)/python -m pytest tests/cluster
 
 check: $(VENV)/.installed  ## Lint, types, import directions, generated files up to date.
 	@$(BIN)/ruff check .
