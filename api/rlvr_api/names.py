@@ -21,6 +21,8 @@ MAX_LABEL = 63
 
 LABEL_JOB = f"{GROUP}/job"
 """On every child: the job's name."""
+LABEL_JOB_UID = f"{GROUP}/job-uid"
+"""On pods: the job's uid. Their owners are of Kubernetes' making, and pods of an earlier job of the name can stay for a while."""
 LABEL_ROLE = f"{GROUP}/role"
 """On every child: the role of its processes."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "rlvr-operator"}

@@ -2,7 +2,8 @@
 
     raw objects by kind -> Children(learner Jobs, StatefulSet, Deployment, pods, the rest)
 
-Only children whose controller is this very job (by uid) count; what an earlier job of the name left behind is `foreign`.
+Only children whose controller is this very job (by uid), and pods that carry its uid, count; what an earlier job of the name left behind is
+`foreign`, or nobody's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -113,7 +114,7 @@ def read_children(owner: Owner, raw: Iterable[Object], now: datetime) -> Childre
     for item in raw:
         kind, name = item["kind"], item["metadata"]["name"]
         if kind == "Pod":
-            if (pod := _pod(item, now)) is not None:
+            if (pod := _pod(item, owner, now)) is not None:
                 pods.append(pod)
         elif controller_uid(item) != owner.uid:
             foreign[kind, name] = item
@@ -154,10 +155,10 @@ def _learner_job(item: Object) -> LearnerJobView:
     )
 
 
-def _pod(item: Object, now: datetime) -> PodView | None:
+def _pod(item: Object, owner: Owner, now: datetime) -> PodView | None:
     meta, status = item["metadata"], item.get("status", {})
     labels = meta.get("labels", {})
-    if labels.get(names.LABEL_ROLE) not in tuple(Role):
+    if labels.get(names.LABEL_JOB_UID) != owner.uid or labels.get(names.LABEL_ROLE) not in tuple(Role):
         return None
     conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
     containers = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]

@@ -54,7 +54,7 @@ def pod_template(
         spec["subdomain"] = subdomain
     if site.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in site.pull_secrets]
-    labels = {**names.MANAGED_BY, **names.labels(owner.name, role, attempt)}
+    labels = {**names.MANAGED_BY, **names.labels(owner.name, role, attempt), names.LABEL_JOB_UID: owner.uid}
     return {
         "metadata": {"labels": labels, "annotations": {**settings.annotations, names.ANNOTATION_SPEC_HASH: settings_hash}},
         "spec": spec,
