@@ -19,7 +19,7 @@ class Variable(StrEnum):
     ATTEMPT = "RLVR_ATTEMPT"
     """Learner: number of this attempt, from 1. Commits and weight updates carry it; older attempts are refused."""
     ENGINE_URLS = "RLVR_ENGINE_URLS"
-    """Learner: base URLs of the rollout engines, comma-separated."""
+    """Learner: base URLs of the rollout engines at its start, comma-separated; may be empty. `PUT /engines` replaces them."""
     VERIFIER_URL = "RLVR_VERIFIER_URL"
     """Learner: base URL of the verifier service."""
     ADVERTISED_HOST = "RLVR_ADVERTISED_HOST"

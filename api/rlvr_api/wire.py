@@ -1,4 +1,4 @@
-"""Messages between the learner and the verifier service, and the verdict that everything else rests on.
+"""Messages between a job's processes: tasks and verdicts of the verifier service, and the engines that a learner is told of.
 
 A gold answer is in none of them: a task travels as a prompt and an opaque key that only the verifier service can open.
 A verdict has five statuses. `infra_error` means "not judged": it has no score, is retried, and in the end masked, never a zero.
@@ -174,6 +174,21 @@ class EnvironmentsResponse(ApiModel):
 
     environments: tuple[EnvironmentInfo, ...]
     """All environments of the job."""
+
+
+BaseUrl = Annotated[str, Field(max_length=512, pattern=r"^http://[A-Za-z0-9.:\[\]-]+$")]
+"""Scheme, host and port, without a path."""
+MAX_ENGINES = 4096
+"""Engines of one learner."""
+MAX_ENGINE_SET_BYTES = 4 * 2**20
+"""Body of `PUT /engines`: beyond it no part is read."""
+
+
+class EngineSet(ApiModel):
+    """PUT /engines of the learner: the engines that it should use, and no others."""
+
+    urls: Annotated[dict[Name, BaseUrl], Field(max_length=MAX_ENGINES)]
+    """Base URL of each engine by its name, for example `rollout-0`. Another address under the same name is another engine."""
 
 
 class ErrorResponse(ApiModel):

@@ -70,14 +70,14 @@ def engine_workload(model, work_dir, port):
 
 
 @contextmanager
-def running_engine(model, work_dir, extra_path=""):
+def running_engine(model, work_dir, extra_path="", name="rollout-0"):
     port = free_port()
     workload = engine_workload(model, work_dir, port)
     env = {**os.environ, **workload.env, "PYTHONPATH": extra_path}
     with open(work_dir / "engine.log", "w") as log:
         process = subprocess.Popen(workload.command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
-            yield process, EngineHandle("rollout-0", f"http://127.0.0.1:{port}")
+            yield process, EngineHandle(name, f"http://127.0.0.1:{port}")
         finally:
             kill(process)
 
@@ -128,10 +128,10 @@ class Learner:
         logits = self.model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
         return torch.log_softmax(logits.double(), -1).gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
-    def publisher(self, handle, attempt, timeout_seconds=30.0):
+    def publisher(self, *handles, attempt, timeout_seconds=30.0):
         probe = Probe(self.prompt, self.logprobs, TOLERANCE)
         return WeightPublisher(
-            [handle], transport=TorchDistributed(), timeout_seconds=timeout_seconds, probe=probe, advertised_host="127.0.0.1",
+            handles, transport=TorchDistributed(), timeout_seconds=timeout_seconds, probe=probe, advertised_host="127.0.0.1",
             attempt=attempt, engine_dtype="float32",
         )  # fmt: skip
 
@@ -246,7 +246,7 @@ def test_generation_goes_on_while_weights_arrive_and_says_which_version_sampled_
 def test_a_new_attempt_takes_over_an_engine_that_a_dead_learner_left_paused_in_mid_update(engine, learner):
     _, handle = engine
     version = highest_version([handle]) + 1
-    with open_http(1) as http:
+    with open_http() as http:
         client = EngineClient(handle, http, 30.0)
         client.pause()
         http.post(f"{handle.base_url}/start_weight_update").raise_for_status()
@@ -275,17 +275,22 @@ def test_weights_that_the_model_does_not_have_change_nothing(engine, learner):
         assert publisher.clean_engines() == ("rollout-0",)
 
 
-def test_an_engine_killed_in_mid_broadcast_is_dropped_within_bounds(engine, learner):
-    process, handle = engine
+def test_an_engine_killed_in_mid_broadcast_costs_the_other_one_no_time_out(engine, model, learner, tmp_path):
+    _, handle = engine
     version = highest_version([handle]) + 1
-    with learner.publisher(handle, attempt=5) as publisher:
-        assert publisher.publish(learner.weights, version).dropped == {}
-        started = time.monotonic()
-        report = publisher.publish(HeldBack(learner.weights, lambda: kill(process)), version + 1)
-        assert time.monotonic() - started < 30.0
-        assert list(report.dropped) == ["rollout-0"]
-        assert report.engines["rollout-0"].status is EngineStatus.LOST
-        assert publisher.clean_engines() == ()
+    with running_engine(model, tmp_path, name="rollout-1") as (mortal_process, mortal):
+        wait_until_ready(mortal_process, mortal, tmp_path)
+        with learner.publisher(handle, mortal, attempt=5, timeout_seconds=240.0) as publisher:
+            assert publisher.publish(learner.weights, version).dropped == {}
+            learner.perturb(0.05)
+            started = time.monotonic()
+            report = publisher.publish(HeldBack(learner.weights, lambda: kill(mortal_process)), version + 1)
+            assert time.monotonic() - started < 60.0
+            assert list(report.dropped) == ["rollout-1"]
+            assert report.engines["rollout-1"].status is EngineStatus.LOST
+            assert publisher.clean_engines() == ("rollout-0",)
+            assert report.probe_gap_max <= TOLERANCE
+            assert publisher.state("rollout-0").version == version + 1
 
 
 def test_layerwise_reload_as_on_gpus_is_as_right_tied_head_included(model, learner, tmp_path):

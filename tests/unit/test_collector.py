@@ -44,6 +44,14 @@ class World:
     engines_asked: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
 
+    gone: set[str] = field(default_factory=set)
+
+    def url(self, name: str) -> str | None:
+        return None if name in self.gone else f"http://world/{name}"
+
+    def has_engines(self) -> bool:
+        return bool(self.clean)
+
     def clean_engines(self) -> tuple[str, ...]:
         return self.clean
 
@@ -118,7 +126,7 @@ def collect(world: World, chat: ChatFormat, loop: EventLoopThread, *, steps: int
     client = httpx.AsyncClient(transport=httpx.ASGITransport(world.app()), base_url="http://world")
     stage = Rlvr(steps=steps, prompts_per_step=2, group_size=4)
     ledger = GroupLedger(stage, OffPolicy(), Schedule(0, "climb", [ENVIRONMENT]), Curriculum([ENVIRONMENT]))
-    engines = EnginePool({"a": "http://world/a", "b": "http://world/b"}, world, client, Sampling(max_tokens=3), chat.end_token_ids)
+    engines = EnginePool(world, client, Sampling(max_tokens=3), chat.end_token_ids)
     runner = EpisodeRunner(engines, VerifierClient("http://world/verifier", client, 5.0), chat, 1.0)
     collector = Collector(ledger, runner, loop, "job/climb", 1, stall_seconds)
     batches = []

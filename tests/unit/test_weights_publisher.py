@@ -429,7 +429,7 @@ def test_an_answer_without_log_probs_is_named():
     with ExitStack() as stack:
         engine = Rig(stack).engine()
         engine.do_inference_v1_generate = lambda body: {"choices": [{"token_ids": [1]}]}
-        http = stack.enter_context(open_http(1))
+        http = stack.enter_context(open_http())
         with pytest.raises(RuntimeError, match="answered without 'logprobs'"):
             EngineClient(engine.handle, http, 5.0).sample((1,), 1, 1.0, 0, "salt")
 
@@ -485,7 +485,7 @@ def test_an_engine_killed_in_mid_broadcast_is_dropped_and_the_others_get_the_sam
         started = time.monotonic()
         report = publisher.publish(rig.tensors, 1)
         killer.join()
-        assert time.monotonic() - started < 20.0
+        assert time.monotonic() - started < 60.0
         assert list(report.dropped) == ["mortal"]
         assert report.engines["mortal"].status is EngineStatus.LOST
         for engine in survivors:

@@ -338,7 +338,7 @@ def test_a_worker_killed_in_mid_broadcast_holds_nobody_up_for_the_time_out():
         killer.join()
         sender.close()
         answers = sender.await_staged(0, [1, 2, 3], lambda ranks: [3] if 3 in ranks else [])
-        assert time.monotonic() - started < 20.0
+        assert time.monotonic() - started < 60.0
         assert answers[3].outcome == "cut"
         assert "cut" in {answers[1].outcome, answers[2].outcome}
         assert all(installation.live == {} for installation in installations)
@@ -377,7 +377,7 @@ def test_a_member_that_joins_and_dies_before_the_group_forms_does_not_cost_the_t
         with pytest.raises(BroadcastBrokenError, match="given up while it formed"):
             sender.connect()
         wait_until(lambda: all(running.name != "weights-epoch-1" for running in threading.enumerate()), "the worker leaves, too")
-        assert time.monotonic() - started < 20.0
+        assert time.monotonic() - started < 60.0
 
 
 def test_a_worker_whose_learner_dies_in_mid_broadcast_is_free_at_once():

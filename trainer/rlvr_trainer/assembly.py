@@ -1,14 +1,14 @@
 """Puts the learner process together, and checks what only the store, the model and the verifier service can know.
 
-    store -> claim the attempt -> newest checkpoint -> model -> verifier service -> prompts fit? -> engines' publisher -> Run
+    store -> claim the attempt -> newest checkpoint -> model -> verifier service -> prompts fit? -> ready -> engines' publisher -> Run
 
-Everything that a person must mend is a `BadInputError` before the first GPU second is spent.
+In a cluster engines are started only when the learner is ready, so nothing before that may wait for one. Everything that a person must
+mend is a `BadInputError` before the first GPU second is spent.
 """
 
 import asyncio
 import logging
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +26,7 @@ from rlvr_trainer.collector.http import RequestRefusedError
 from rlvr_trainer.collector.verifiers import VerifierClient
 from rlvr_trainer.context import BadInputError, RunContext
 from rlvr_trainer.evaluation import plan_evaluation
+from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.metrics_log import MetricsLog
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.progress import ProgressBoard, serving
@@ -34,8 +35,6 @@ from rlvr_trainer.storage.attempts import AttemptClaim, claim_attempt
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.errors import StorageError
 from rlvr_trainer.versions import VersionHistory
-from rlvr_trainer.weights.engine_client import EngineHandle
-from rlvr_trainer.weights.engine_state import EngineEvent, EngineStatus
 from rlvr_trainer.weights.probe import Probe, default_tolerance
 from rlvr_trainer.weights.publisher import WeightPublisher
 
@@ -72,7 +71,8 @@ def open_store(context: RunContext) -> ObjectStore:
 def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, claim: AttemptClaim) -> Iterator[Run]:
     """Make the parts, serve the status, and take everything down at the end."""
     spec = context.job.spec
-    board = ProgressBoard(spec.stages[0].name, len(spec.stages), total_steps(spec))
+    fleet = EngineFleet(context.engine_urls)
+    board = ProgressBoard(spec.stages[0].name, len(spec.stages), total_steps(spec), fleet)
     board.update(message="loading the model")
     loop = EventLoopThread("collector")
     client = _http_client(spec)
@@ -85,18 +85,16 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
             board.update(message="waiting for the verifier service")
             known, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
             board.update(message="waiting for engines")
-            states = PublisherStates()
-            handles = tuple(EngineHandle(name, url) for name, url in context.engine_urls.items())
-            with _open_publisher(context, policy, handles, prompt_ids, states) as publisher:
-                states.publisher = publisher
-                engines = EnginePool(context.engine_urls, states, client, spec.sampling, chat.end_token_ids)
+            with _open_publisher(context, policy, fleet, prompt_ids) as publisher:
+                fleet.attach(publisher)
+                board.ready.set()
+                engines = EnginePool(fleet, client, spec.sampling, chat.end_token_ids)
                 yield Run(
                     context=context,
                     stop=stop,
                     store=store,
                     claim=claim,
                     policy=policy,
-                    engines=handles,
                     publisher=publisher,
                     runner=EpisodeRunner(engines, verifiers, chat, spec.deadlines.provisioning_seconds),
                     loop=loop,
@@ -145,34 +143,8 @@ def _chat_format(context: RunContext) -> ChatFormat:
         raise BadInputError(f"spec.model: {error}") from error
 
 
-class PublisherStates:
-    """What the collector asks of the publisher: which engines serve, and whether one can be believed."""
 
-    def __init__(self) -> None:
-        self.publisher: WeightPublisher | None = None
-        self._incarnations: Counter[str] = Counter()
-
-    def note(self, event: EngineEvent) -> None:
-        """An engine changed: what it samples from before it was lost or quarantined is not used."""
-        if event.state.status in (EngineStatus.LOST, EngineStatus.QUARANTINED):
-            self._incarnations[event.engine] += 1
-
-    def clean_engines(self) -> tuple[str, ...]:
-        """Engines that serve."""
-        return self.publisher.clean_engines() if self.publisher is not None else ()
-
-    def is_settled(self, name: str) -> bool:
-        """No update of this engine is under way."""
-        return self.publisher is not None and self.publisher.state(name).status is not EngineStatus.DIRTY
-
-    def incarnation(self, name: str) -> int:
-        """Grows when the engine is lost or quarantined."""
-        return self._incarnations[name]
-
-
-def _open_publisher(
-    context: RunContext, policy: Policy, engines: Sequence[EngineHandle], prompt_ids: Sequence[int], states: PublisherStates
-) -> WeightPublisher:
+def _open_publisher(context: RunContext, policy: Policy, fleet: EngineFleet, prompt_ids: Sequence[int]) -> WeightPublisher:
     spec = context.job.spec
     probe = Probe(
         prompt_ids=tuple(prompt_ids),
@@ -181,14 +153,14 @@ def _open_publisher(
         max_tokens=min(8, spec.sampling.max_tokens),
     )
     return WeightPublisher(
-        engines,
+        fleet.handles(),
         transport=spec.weight_sync.torch_distributed,
         timeout_seconds=spec.weight_sync.timeout_seconds,
         probe=probe,
         advertised_host=context.advertised_host,
         attempt=context.attempt,
         engine_dtype=spec.precision.engine,
-        on_event=states.note,
+        on_event=fleet.note,
     )
 
 

@@ -20,7 +20,7 @@ class RunContext:
     job: RLVRJob
     attempt: int
     engine_urls: Mapping[str, str]
-    """Base URLs by engine name, `rollout-<ordinal>`."""
+    """Base URLs by engine name, `rollout-<ordinal>`; none for a run that waits until it is told of some."""
     verifier_url: str
     advertised_host: str
     status_port: int
@@ -42,7 +42,7 @@ def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
         job = RLVRJob.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadInputError(f"the job in {path} cannot be read: {error}") from None
-    urls = [url for url in _require(environ, Variable.ENGINE_URLS).split(",") if url]
+    urls = [url for url in _require(environ, Variable.ENGINE_URLS, or_empty=True).split(",") if url]
     return RunContext(
         job=job,
         attempt=int(_require(environ, Variable.ATTEMPT)),
@@ -57,8 +57,8 @@ def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
     )
 
 
-def _require(environ: Mapping[str, str], name: Variable) -> str:
+def _require(environ: Mapping[str, str], name: Variable, or_empty: bool = False) -> str:
     value = environ.get(name)
-    if not value:
+    if value is None or not (value or or_empty):
         raise BadInputError(f"the environment variable {name} is not set; start the learner with `rlvr run` or the operator")
     return value

@@ -1,6 +1,11 @@
-"""What the run says about itself while it goes on: `GET /status`, `/healthz`, `/readyz` and `/metrics` of the learner.
+"""The learner's HTTP interface: what the run says about itself while it goes on, and the engines that it is told to use.
 
-The learner's thread writes, the server's thread reads; nothing here can block or fail a step.
+    GET /status   progress, from the start on             GET /healthz  200 while the server runs
+    GET /metrics  its numbers for Prometheus              GET /readyz   200 once the preflight has passed: engines may be started
+    PUT /engines  an `EngineSet`: use these engines and no others
+
+The learner's thread writes, the server's thread reads; nothing here can block or fail a step. Not covered: who may ask; the network
+policies of the plan say it.
 """
 
 import threading
@@ -11,11 +16,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import uvicorn
-from fastapi import FastAPI, Response
-from pydantic import JsonValue
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import JsonValue, ValidationError
 
 from rlvr_api.status import Part, Progress, WaitShares
+from rlvr_api.wire import MAX_ENGINE_SET_BYTES, MAX_ENGINES, EngineSet, ErrorResponse
 from rlvr_trainer.collector.collector import EventLoopThread
+from rlvr_trainer.fleet import EngineFleet
 
 RECENT_STEPS = 5
 """Steps that rates and shares are taken over."""
@@ -24,7 +32,10 @@ RECENT_STEPS = 5
 class ProgressBoard:
     """The latest numbers of the run, safe to use from any thread."""
 
-    def __init__(self, stage: str, stages: int, steps: int) -> None:
+    def __init__(self, stage: str, stages: int, steps: int, fleet: EngineFleet) -> None:
+        self.fleet = fleet
+        self.ready = threading.Event()
+        """Set once the preflight has passed."""
         self._lock = threading.Lock()
         self._values: dict[str, JsonValue] = {"stage": stage, "stageIndex": 0, "stages": stages, "step": 0, "steps": steps}
         self._steps: deque[tuple[float, dict[Part, float], int]] = deque(maxlen=RECENT_STEPS)
@@ -54,7 +65,8 @@ class ProgressBoard:
     def snapshot(self) -> Progress:
         """The progress now."""
         with self._lock:
-            return Progress.model_validate({**self._values, "lastUpdated": datetime.now(UTC)})
+            values = dict(self._values)
+        return Progress.model_validate({**values, "engines": self.fleet.progress(), "lastUpdated": datetime.now(UTC)})
 
 
 def _normalized(shares: dict[Part, float]) -> dict[Part, float]:
@@ -70,15 +82,39 @@ def build_app(board: ProgressBoard) -> FastAPI:
         return board.snapshot()
 
     @app.get("/healthz")
-    @app.get("/readyz")
     def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readiness() -> Response:
+        if board.ready.is_set():
+            return JSONResponse({"status": "ok"})
+        return _refusal(503, f"the preflight has not passed yet: {board.snapshot().message}")
+
+    @app.put("/engines")
+    async def want(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_ENGINE_SET_BYTES:
+                return _refusal(413, f"the body is larger than {MAX_ENGINE_SET_BYTES} bytes: name at most {MAX_ENGINES} engines")
+        try:
+            wanted = EngineSet.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            return _refusal(422, f"not a set of engines: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+        board.fleet.want(wanted.urls)
+        return JSONResponse({})
 
     @app.get("/metrics")
     def metrics() -> Response:
         return Response(_exposition(board.snapshot()), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+def _refusal(status: int, error: str) -> Response:
+    return JSONResponse(ErrorResponse(error=error).model_dump(), status)
 
 
 def _exposition(progress: Progress) -> str:

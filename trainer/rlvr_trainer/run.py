@@ -30,7 +30,6 @@ from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.rollouts import write_groups
 from rlvr_trainer.telemetry import Attribute, SpanName, StepInstruments, tracer
 from rlvr_trainer.versions import VersionHistory
-from rlvr_trainer.weights.engine_client import EngineHandle
 from rlvr_trainer.weights.engine_state import EngineStatus
 from rlvr_trainer.weights.publisher import PublishReport, WeightPublisher, highest_version
 
@@ -59,7 +58,6 @@ class Run:
     store: ObjectStore
     claim: AttemptClaim
     policy: Policy
-    engines: tuple[EngineHandle, ...]
     publisher: WeightPublisher
     runner: EpisodeRunner
     loop: EventLoopThread
@@ -103,21 +101,22 @@ class Run:
 
     def reserve_versions(self, next_version: int) -> None:
         """Leave out every version that the store or an engine has seen, and end what earlier attempts left in the engines."""
-        self.versions.reserve(max(next_version, highest_version(self.engines) + 1))
+        self.versions.reserve(max(next_version, highest_version(self.publisher.handles()) + 1))
         if self.context.attempt > 1:
             self.publisher.abort_requests()
 
     def publish(self, step: int) -> PublishReport:
         """Give the engines the policy's weights as a new version, after optimizer step `step` over all stages.
 
-        At least one engine must take them; while none does, engines that come back are waited for.
+        At least one engine must take them; while none does, engines that come (back) are waited for.
 
         Raises:
-            NoEngineError: none did within `deadlines.provisioningSeconds`.
+            NoEngineError: none did within `deadlines.provisioningSeconds`; a time in which no engine is wanted does not count.
             StopRequestedError: the run was asked to stop.
         """
         version = self.versions.publish(step)
-        deadline = time.monotonic() + self.context.job.spec.deadlines.provisioning_seconds
+        limit = self.context.job.spec.deadlines.provisioning_seconds
+        deadline = time.monotonic() + limit
         with tracer().start_as_current_span(SpanName.PUBLISH_WEIGHTS, attributes={Attribute.WEIGHT_VERSION: version}):
             report = self.publisher.publish(self._weights(), version)
             self.published = True
@@ -125,6 +124,8 @@ class Run:
                 if time.monotonic() > deadline:
                     raise NoEngineError(f"no engine took weight version {version}: {_reasons(self.publisher)}; look at the engines' logs")
                 time.sleep(POLL_SECONDS)
+                if not self.publisher.handles():
+                    deadline = time.monotonic() + limit
                 self.check()
         self.board.update(weight_version=version)
         return report
@@ -155,7 +156,7 @@ class Run:
 
 
 def _reasons(publisher: WeightPublisher) -> str:
-    return "; ".join(f"{name} is {state.status} ({state.reason})" for name, state in publisher.states().items()) or "the job has none"
+    return "; ".join(f"{name} is {state.status} ({state.reason})" for name, state in publisher.states().items()) or "there is none"
 
 
 def _describe(result: EvaluationResult) -> str:

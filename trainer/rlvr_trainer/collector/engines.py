@@ -3,11 +3,13 @@
 Prompts go to the clean engine with the fewest requests in flight. An answer counts only when its engine is still clean, in the same
 incarnation, once the answer is there: an update that was under way must first have passed its probe. Anything else is an
 `EngineLostError`, and the group is issued again, whole, on another engine; what the lost engine had sampled is not used, whatever it was.
+Engines come and go while prompts wait; where none is wanted, they wait for one without a bound.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +24,11 @@ from rlvr_trainer.rollout import VersionSpan
 
 POLL_SECONDS = 0.02
 """How often the state of an engine that is being updated is looked at."""
+LOOK_SECONDS = 1.0
+"""A request to an engine that is lost meanwhile is given up after this long: the other end may never say that it is gone."""
+
+
+GONE = "was lost, quarantined or left out while it sampled"
 
 
 class EngineLostError(RuntimeError):
@@ -29,7 +36,15 @@ class EngineLostError(RuntimeError):
 
 
 class EngineStates(Protocol):
-    """What the weight publisher knows of the engines; safe to ask from any thread."""
+    """What is known of the engines; safe to ask from any thread."""
+
+    def url(self, name: str) -> str | None:
+        """Base URL of an engine; None when it is not wanted any more."""
+        ...
+
+    def has_engines(self) -> bool:
+        """Whether any engine is wanted."""
+        ...
 
     def clean_engines(self) -> tuple[str, ...]:
         """Names of the engines that serve the current weights, proved by a probe."""
@@ -40,7 +55,7 @@ class EngineStates(Protocol):
         ...
 
     def incarnation(self, name: str) -> int:
-        """A number that grows when the engine restarts, is quarantined or is dropped."""
+        """A number that grows when the engine is lost, is quarantined or is not wanted any more."""
         ...
 
 
@@ -97,21 +112,17 @@ class EnginePool:
     """Chooses an engine for each prompt and reads its answer.
 
     Args:
-        urls: base URL of each engine, by name.
-        states: which of them may serve.
+        states: which engines there are, and which of them may serve.
         client: its time-outs bound a request.
         end_token_ids: tokens that end a completion; they are part of it.
     """
 
-    def __init__(
-        self, urls: Mapping[str, str], states: EngineStates, client: httpx.AsyncClient, sampling: Sampling, end_token_ids: Sequence[int]
-    ) -> None:
-        self._urls = dict(urls)
+    def __init__(self, states: EngineStates, client: httpx.AsyncClient, sampling: Sampling, end_token_ids: Sequence[int]) -> None:
         self._states = states
         self._client = client
         self._sampling = sampling
         self._end_token_ids = list(end_token_ids)
-        self._in_flight = dict.fromkeys(urls, 0)
+        self._in_flight: Counter[str] = Counter()
 
     async def generate(self, prompt_ids: Sequence[int], samples: int, seed: int, timeout_seconds: float) -> Completion:
         """Sample `samples` completions of one prompt.
@@ -123,10 +134,10 @@ class EnginePool:
         incarnation = self._states.incarnation(engine)
         started = time.monotonic()
         with self._counted(engine):
-            response = await self._ask(engine, prompt_ids, samples, seed)
+            response = await self._ask_while_there(engine, incarnation, prompt_ids, samples, seed)
         await self._wait_until_settled(engine, timeout_seconds)
         if self._states.incarnation(engine) != incarnation:
-            raise EngineLostError(f"engine {engine} was dropped or quarantined while it sampled")
+            raise EngineLostError(f"engine {engine} {GONE}")
         return Completion(engine, self._read(engine, response, samples), time.monotonic() - started)
 
     async def _choose(self, timeout_seconds: float) -> str:
@@ -135,8 +146,10 @@ class EnginePool:
             clean = self._states.clean_engines()
             if clean:
                 return min(clean, key=lambda name: self._in_flight[name])
+            if not self._states.has_engines():
+                deadline = time.monotonic() + timeout_seconds
             if time.monotonic() > deadline:
-                raise EngineLostError(f"no engine of {', '.join(sorted(self._urls))} was ready within {timeout_seconds:.0f} s")
+                raise EngineLostError(f"no engine was ready within {timeout_seconds:.0f} s; the learner's status has the reasons")
             await asyncio.sleep(POLL_SECONDS)
 
     async def _wait_until_settled(self, engine: str, timeout_seconds: float) -> None:
@@ -153,9 +166,28 @@ class EnginePool:
             yield
         finally:
             self._in_flight[engine] -= 1
+            if not self._in_flight[engine]:
+                del self._in_flight[engine]
+
+    async def _ask_while_there(
+        self, engine: str, incarnation: int, prompt_ids: Sequence[int], samples: int, seed: int
+    ) -> _GenerateResponse:
+        asked = asyncio.ensure_future(self._ask(engine, prompt_ids, samples, seed))
+        try:
+            while not (await asyncio.wait({asked}, timeout=LOOK_SECONDS))[0]:
+                if self._states.incarnation(engine) != incarnation:
+                    raise EngineLostError(f"engine {engine} {GONE}")
+            return asked.result()
+        finally:
+            if not asked.done():
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
 
     async def _ask(self, engine: str, prompt_ids: Sequence[int], samples: int, seed: int) -> _GenerateResponse:
-        url = f"{self._urls[engine]}/inference/v1/generate"
+        base = self._states.url(engine)
+        if base is None:
+            raise EngineLostError(f"engine {engine} {GONE}")
+        url = f"{base}/inference/v1/generate"
         message: dict[str, JsonValue] = {
             "token_ids": [*prompt_ids],
             "sampling_params": {

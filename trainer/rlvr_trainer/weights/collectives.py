@@ -20,6 +20,8 @@ import torch.distributed
 
 dist: Any = torch.distributed  # its types hide the stores and options
 
+NAME_SECONDS, NAME_POLL_SECONDS = 60.0, 0.5
+"""The name of a new pod is known to the cluster's DNS some seconds after its start."""
 SLICE_SECONDS = 0.25
 """A wait that was given up goes on for this long at most."""
 
@@ -129,10 +131,44 @@ def _wait_slice_on_device(work: Any) -> bool:
     return True
 
 
+def own_address(host: str, wait_seconds: float = NAME_SECONDS) -> str:
+    """The address of this machine that `host` names; a name that is not known yet is waited for.
+
+    Raises:
+        OSError: it names none within the time.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return _own_address(host)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise OSError(f"'{host}' does not name an address of this machine, after {wait_seconds:g} s: {error}") from error
+        time.sleep(NAME_POLL_SECONDS)
+
+
+def _own_address(host: str) -> str:
+    found = {str(info[4][0]) for info in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
+    problems = []
+    for address in sorted(found, key=lambda address: (":" in address, address)):
+        try:
+            socket.create_server((address, 0), family=family_of(address)).close()
+        except OSError as error:
+            problems.append(f"{address}: {error.strerror}")
+        else:
+            return address
+    raise OSError("; ".join(problems))
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """The family of a numeric address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def address_towards(host: str, port: int) -> str:
-    """The address of this machine on its way to `host`; those who reach the learner reach it there as well. Raises OSError."""
+    """The address of this machine on its way to `host`, an address; those who reach that reach this as well. Raises OSError."""
     # Connecting a datagram socket picks the route and sends nothing.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(family_of(host), socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))
         address: str = probe.getsockname()[0]
         return address

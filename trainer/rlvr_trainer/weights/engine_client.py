@@ -46,13 +46,17 @@ class ProbeReply:
     """Weight versions that the engine says it sampled with."""
 
 
-def open_http(engines: int) -> httpx.Client:
+CONNECT_SECONDS = 4.0
+"""Bound of a connection: a kernel accepts at once, however busy its processes are; two packets may get lost on the way."""
+
+
+def open_http() -> httpx.Client:
     """The way to all engines; safe to use from several threads.
 
-    Each call has a connection of its own. vLLM closes kept ones when they idle for 5 s and after each error, and a call that meets the
-    closing looks like a dead engine; most calls are not safe to repeat.
+    Each call has a connection of its own, and resolves the name anew. vLLM closes kept ones when they idle for 5 s and after each error,
+    and a call that meets the closing looks like a dead engine; most calls are not safe to repeat.
     """
-    return httpx.Client(limits=httpx.Limits(max_connections=4 * engines + 16, max_keepalive_connections=0), trust_env=False)
+    return httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0), trust_env=False)
 
 
 class EngineClient:
@@ -141,8 +145,14 @@ class EngineClient:
         place = f"engine {self.handle.name}: {method} {self.handle.base_url}{path}"
         try:
             response = self._http.request(
-                method, f"{self.handle.base_url}{path}", json=body, headers=dict(self._trace_headers()), timeout=timeout
+                method,
+                f"{self.handle.base_url}{path}",
+                json=body,
+                headers=dict(self._trace_headers()),
+                timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
             )
+        except httpx.ConnectTimeout as error:
+            raise EngineUnreachableError(f"{place} failed: no connection within {CONNECT_SECONDS:g} s") from error
         except httpx.TimeoutException as error:
             raise EngineSlowError(f"{place} did not answer within {timeout:g} s") from error
         except (httpx.TransportError, OSError) as error:

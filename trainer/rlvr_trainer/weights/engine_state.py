@@ -62,7 +62,7 @@ class EngineBook:
         self._on_event = on_event
 
     def state(self, name: str) -> EngineState:
-        """The state of one engine. Raises KeyError for a name that is not in the job."""
+        """The state of one engine. Raises KeyError for a name that is not wanted."""
         with self._lock:
             return self._states[name]
 
@@ -76,11 +76,22 @@ class EngineBook:
         with self._lock:
             return tuple(name for name, state in self._states.items() if state.status is EngineStatus.CLEAN)
 
+    def add(self, name: str) -> None:
+        """A new engine."""
+        with self._lock:
+            self._states[name] = EngineState(EngineStatus.DIRTY, reason="is new, and waits for weights")
+
+    def remove(self, name: str) -> None:
+        """Forget an engine; the callback hears that it is lost."""
+        with self._lock:
+            before = self._states.pop(name)
+        self._on_event(EngineEvent(name, EngineState(EngineStatus.LOST, reason="is not wanted any more"), before.status))
+
     def change(self, name: str, state: EngineState, expected: EngineState | None = None) -> bool:
         """Write a state; with `expected`, only if nothing was written since that was read."""
         with self._lock:
-            before = self._states[name]
-            if expected is not None and before is not expected:
+            before = self._states.get(name)
+            if before is None or (expected is not None and before is not expected):
                 return False
             self._states[name] = state
         self._on_event(EngineEvent(name, state, before.status))

@@ -97,7 +97,7 @@ class Invitation(Message):
     rank_offset: Annotated[int, Field(ge=1)]
     """Rank of the engine's first worker."""
     store_host: Annotated[str, Field(min_length=1, max_length=253)]
-    """Host of the learner's store."""
+    """Address of the learner's store."""
     store_port: Annotated[int, Field(ge=1, le=65_535)]
     """Port of the learner's store."""
     collective: Literal["gloo", "nccl"]

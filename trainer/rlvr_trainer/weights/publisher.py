@@ -6,8 +6,9 @@
       whoever was cut off because another one died repeats it in the next epoch; whoever is dead or late is dropped
       wait until the engines have settled, probe each (`probe`); one that differs is quarantined and loaded again, once
 
-A watcher thread notices engines that die between updates and those that are back. A version is used for one set of weights only. Every
-wait has the time-out of the job's `weightSync`, or less. Not covered: what to do with too few engines; the report says who is left.
+A watcher thread notices engines that die between updates and those that are back. The set of engines may change at any time; a change
+that comes during an update takes effect when it ends. A version is used for one set of weights only. Every wait has the time-out of the
+job's `weightSync`, or less. Not covered: what to do with too few engines; the report says who is left.
 """
 
 import logging
@@ -23,6 +24,7 @@ import torch
 from opentelemetry.propagate import inject
 
 from rlvr_api.spec import Dtype, TorchDistributed
+from rlvr_api.wire import MAX_ENGINES
 from rlvr_trainer.weights import load_transport
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineHandle, EngineSlowError, ProbeReply, open_http
@@ -37,6 +39,8 @@ log = logging.getLogger("rlvr.weights")
 MIB = 2**20
 MAX_ROUNDS = 3
 """Broadcasts of one version. More than two are needed only when engines die in two of them in a row."""
+MAX_CALLS = 128
+"""Calls to engines at the same time, but for swaps."""
 LOOK_SECONDS = 5.0
 """Time that an engine has to say its version, when nothing waits for the answer."""
 
@@ -84,17 +88,23 @@ class WeightPublisher:
         on_event: Callable[[EngineEvent], None] = lambda event: None,
         watch_seconds: float = 1.0,
     ) -> None:
-        """Raises OSError when `advertised_host` is not an address of this machine. Starts the watcher; `close` ends it."""
+        """Raises OSError when `advertised_host` does not name an address of this machine. Starts the watcher; `close` ends it."""
         self._bucket_bytes = transport.bucket_mib * MIB
         self._timeout_seconds = timeout_seconds
         self._probe = probe
         self._attempt = attempt
         self._dtype = engine_dtype
-        self._book = EngineBook((engine.name for engine in engines), on_event)
+        self._book = EngineBook((), on_event)
         self._trace_headers: dict[str, str] = {}
-        self._http = open_http(len(engines))
-        self._clients = {engine.name: EngineClient(engine, self._http, timeout_seconds, lambda: self._trace_headers) for engine in engines}
-        self._pool = ThreadPoolExecutor(min(128, 3 * len(engines) + 4), thread_name_prefix="weights")
+        self._http = open_http()
+        self._clients: dict[str, EngineClient] = {}
+        self._wanted: dict[str, EngineHandle] = {}
+        # Held during an update, and while the set of engines is changed.
+        self._updating = threading.Lock()
+        self.set_engines(engines)
+        self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="weights")
+        # A swap holds its thread until all engines have their weights: it must not keep a thread from those who look after them.
+        self._swaps = ThreadPoolExecutor(MAX_ENGINES, thread_name_prefix="weights-swap")
         self._rendezvous = load_transport("torch_distributed").open_rendezvous(advertised_host, transport, timeout_seconds)
         self._groups = GroupFactory(self._rendezvous, attempt, self._clients, self._pool, timeout_seconds, self._was_updated)
         self._group: WeightGroup | None = None
@@ -122,7 +132,7 @@ class WeightPublisher:
         if version <= self._version:
             raise ValueError(f"version {version} is not above {self._version}, which was published: versions are never used again")
         self._version = version
-        return self._bring(named_tensors, version, [name for name, state in self._book.states().items() if _takes_part(state)])
+        return self._bring(named_tensors, version, _takes_part)
 
     def sync_joiners(self, named_tensors: Mapping[str, torch.Tensor], version: int) -> PublishReport:
         """Bring the current version to engines that came (back) since it was published; the others do not notice.
@@ -132,15 +142,25 @@ class WeightPublisher:
         """
         if version != self._version:
             raise ValueError(f"version {version} is not the current one, {self._version}: joiners get what the others have")
-        joiners = [name for name, state in self._book.states().items() if _takes_part(state) and state.status is not EngineStatus.CLEAN]
-        return self._bring(named_tensors, version, joiners)
+        return self._bring(named_tensors, version, lambda state: _takes_part(state) and state.status is not EngineStatus.CLEAN)
+
+    def set_engines(self, engines: Sequence[EngineHandle]) -> None:
+        """Use these engines and no others. New ones are dirty; those that are left out get no prompts from now on. Returns at once."""
+        self._wanted = {engine.name: engine for engine in engines}
+        self._apply_wanted()
+
+    def handles(self) -> tuple[EngineHandle, ...]:
+        """The wanted engines."""
+        return tuple(self._wanted.values())
 
     def clean_engines(self) -> tuple[str, ...]:
         """Engines that may get prompts."""
-        return self._book.clean()
+        wanted = self._wanted
+        known = {name: client.handle for name, client in self._clients.copy().items()}
+        return tuple(name for name in self._book.clean() if name in known and wanted.get(name) == known[name])
 
     def state(self, name: str) -> EngineState:
-        """The state of one engine. Raises KeyError for a name that is not in the job."""
+        """The state of one engine. Raises KeyError for a name that is not wanted."""
         return self._book.state(name)
 
     def states(self) -> dict[str, EngineState]:
@@ -149,7 +169,7 @@ class WeightPublisher:
 
     def readmit(self) -> tuple[str, ...]:
         """Look at all engines now, as the watcher does, and return those that wait for weights."""
-        for future in [self._pool.submit(self._look_at, name) for name in self._clients]:
+        for future in [self._pool.submit(self._look_at, client) for client in self._clients.copy().values()]:
             future.result()
         return tuple(name for name, state in self._book.states().items() if state.status is EngineStatus.DIRTY)
 
@@ -160,7 +180,7 @@ class WeightPublisher:
             client.abort_all()
             client.resume()
 
-        done, errors = self._groups.call(self._clients, end)
+        done, errors = self._groups.call(self._clients.copy(), end)
         for error in errors.values():
             log.warning("cannot abort requests of earlier attempts: %s", error)
         return tuple(done)
@@ -172,10 +192,35 @@ class WeightPublisher:
             self._group.close()
         self._watcher.join(LOOK_SECONDS + 1.0)
         self._pool.shutdown(cancel_futures=True)
+        self._swaps.shutdown(cancel_futures=True)
         self._rendezvous.close()
         self._http.close()
 
-    def _bring(self, tensors: Mapping[str, torch.Tensor], version: int, names: list[str]) -> PublishReport:
+    def _apply_wanted(self) -> None:
+        # A change may come between the last look and the release, hence the loop.
+        while self._wanted != {name: client.handle for name, client in self._clients.copy().items()}:
+            if not self._updating.acquire(blocking=False):
+                return
+            try:
+                wanted = self._wanted
+                for name in [name for name, client in self._clients.items() if wanted.get(name) != client.handle]:
+                    del self._clients[name]
+                    self._book.remove(name)
+                for name, engine in wanted.items():
+                    if name not in self._clients:
+                        self._book.add(name)
+                        self._clients[name] = EngineClient(engine, self._http, self._timeout_seconds, lambda: self._trace_headers)
+            finally:
+                self._updating.release()
+
+    def _bring(self, tensors: Mapping[str, torch.Tensor], version: int, takes_part: Callable[[EngineState], bool]) -> PublishReport:
+        with self._updating:
+            names = [name for name, state in self._book.states().items() if takes_part(state)]
+            report = self._bring_to(names, tensors, version)
+        self._apply_wanted()
+        return report
+
+    def _bring_to(self, names: list[str], tensors: Mapping[str, torch.Tensor], version: int) -> PublishReport:
         started = time.monotonic()
         headers: dict[str, str] = {}
         inject(headers)
@@ -240,7 +285,7 @@ class WeightPublisher:
             order = SwapOrder(attempt=group.attempt, epoch=group.epoch, sequence=header.sequence, version=header.version)
             for name in group.members:
                 self._book.mark(name, EngineStatus.DIRTY, f"version {header.version} is being swapped in")
-                swaps[name] = self._pool.submit(swap_engine, self._clients[name], order, staged[name], 2 * self._timeout_seconds)
+                swaps[name] = self._swaps.submit(swap_engine, self._clients[name], order, staged[name], 2 * self._timeout_seconds)
 
         started = time.monotonic()
         answers = group.broadcast(tensors, report.version, begin_swaps)
@@ -311,10 +356,13 @@ class WeightPublisher:
                 if not self._stopping.is_set():
                     log.exception("looking after engines failed; it goes on")
 
-    def _look_at(self, name: str) -> None:
-        state = self._book.state(name)
+    def _look_at(self, client: EngineClient) -> None:
+        name = client.handle.name
+        state = self._book.states().get(name)
+        if state is None or self._clients.get(name) is not client:
+            return  # it is not wanted any more
         try:
-            version = self._clients[name].weight_version(LOOK_SECONDS)
+            version = client.weight_version(LOOK_SECONDS)
         except EngineSlowError:
             return  # busy or wedged: the next update finds out which
         except EngineError as error:
@@ -332,7 +380,7 @@ class WeightPublisher:
 def highest_version(engines: Sequence[EngineHandle], timeout_seconds: float = LOOK_SECONDS) -> int:
     """Highest version that any reachable engine holds; -1 when none was ever updated. A resumed run starts above it."""
     highest = -1
-    with open_http(len(engines)) as http, ThreadPoolExecutor(min(128, len(engines) + 1)) as pool:
+    with open_http() as http, ThreadPoolExecutor(min(128, len(engines) + 1)) as pool:
         futures = [pool.submit(EngineClient(engine, http, timeout_seconds).weight_version) for engine in engines]
         for future in futures:
             try:

@@ -34,9 +34,11 @@ from rlvr_trainer.weights.collectives import (
     address_towards,
     broadcast_from_learner,
     dist,
+    family_of,
     first_line,
     form_group,
     leave_group,
+    own_address,
     wait_for,
 )
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
@@ -74,16 +76,17 @@ class Rendezvous:
     """Where groups meet: a TCP store that lives as long as the learner."""
 
     def __init__(self, advertised_host: str, timeout_seconds: float) -> None:
-        """Raises OSError when `advertised_host` is no address of this machine."""
-        self._host = advertised_host
+        """Raises OSError when `advertised_host` does not name an address of this machine."""
+        # Engines are told the address: whatever resolves names where they are need not know this one yet.
+        self._host = own_address(advertised_host)
         self._timeout_seconds = timeout_seconds
         # Fresh memory costs more than the broadcast, so all groups share these. A broken group may still send from them: what its members
         # receive then, they can never be told to swap in, for its epoch is over.
         self._buffers: list[torch.Tensor] = []
-        listener = socket.create_server((advertised_host, 0), backlog=1024)
+        listener = socket.create_server((self._host, 0), family=family_of(self._host), backlog=1024)
         self._port: int = listener.getsockname()[1]
         self._store: Any = dist.TCPStore(
-            advertised_host,
+            self._host,
             self._port,
             is_master=True,
             wait_for_workers=False,
