@@ -1,67 +1,9 @@
-"""A cluster that trains: the operator installed with Helm, an S3 server with the tiny model, restricted namespaces for jobs.
+"""Fixtures of a cluster that trains; what they open is in tests/support/training_cluster.py."""
 
-Needs `kubectl` and `helm` on PATH, KUBECONFIG of a cluster of which this machine is the node, and the images on it (`make images`).
-"""
-
-import contextlib
-import json
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-
-import boto3
-import httpx
 import pytest
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from ruamel.yaml import YAML
+from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
 
-ROOT = Path(__file__).parents[3]
-ROLES = ("operator", "learner", "verifier", "rollout")
-TAG = version("rlvr-operator")
-S3_PORT = 8333
-RELEASE, SYSTEM = "rlvr", "rlvr-system"
-BUCKET = "runs"
 MAX_JOBS = 4
-OPERATOR_PODS = "app.kubernetes.io/name=rlvr-operator"
-
-
-def run(*command, text=None, timeout=120, check=True):
-    ended = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False)
-    assert not check or ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
-    return ended
-
-
-def kubectl(*arguments, **options):
-    return run("kubectl", *arguments, **options).stdout
-
-
-def wait_for(condition, seconds, what, every=0.25):
-    """The first true value of `condition`, within a deadline."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what() if callable(what) else what}"
-        time.sleep(every)
-
-
-def missing():
-    """What keeps these tests from running here; empty if nothing does."""
-    if shutil.which("kubectl") is None or shutil.which("helm") is None or not os.environ.get("KUBECONFIG"):
-        return "needs kubectl and helm on PATH and KUBECONFIG of a cluster for tests, of which this machine is the node"
-    nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    names = {name for node in nodes for image in (node["status"].get("images") or ()) for name in image.get("names") or ()}
-    absent = [role for role in ROLES if not any(name.endswith(f"rlvr/{role}:{TAG}") for name in names)]
-    return f"needs the images {', '.join(absent)} on the node: `make images` builds them" if absent else ""
 
 
 @pytest.fixture(scope="session")
@@ -70,265 +12,32 @@ def cluster():
         pytest.skip(reason)
 
 
-def secret(namespace, name, **values):
-    run(
-        "kubectl", "-n", namespace, "create", "secret", "generic", name, *(f"--from-literal={key}={value}" for key, value in values.items())
-    )
-
-
-def new_namespace(name, level="restricted"):
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, f"pod-security.kubernetes.io/enforce={level}")
-
-
-@dataclass
-class Store:
-    """SeaweedFS in the cluster."""
-
-    namespace: str
-    access_key: str
-    secret_key: str
-
-    @property
-    def endpoint(self):
-        """As pods see it."""
-        return f"http://s3.{self.namespace}.svc:{S3_PORT}"
-
-    def address(self):
-        return kubectl("-n", self.namespace, "get", "service", "s3", "-o", "jsonpath={.spec.clusterIP}")
-
-    def client(self):
-        config = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 5}, s3={"addressing_style": "path"})
-        return boto3.client(
-            "s3", endpoint_url=f"http://{self.address()}:{S3_PORT}", region_name="us-east-1", aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key, config=config,
-        )  # fmt: skip
-
-    def keys(self, prefix):
-        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [item["Key"] for page in pages for item in page.get("Contents", ())]
-
-    def scale(self, replicas):
-        kubectl("-n", self.namespace, "scale", "deployment", "s3", f"--replicas={replicas}")
-
-    def is_up(self):
-        try:
-            socket.create_connection((self.address(), S3_PORT), 2).close()
-            self.client().list_buckets()
-        except (OSError, BotoCoreError, ClientError):
-            return False
-        return True
-
-
 @pytest.fixture(scope="session")
 def store(cluster, tmp_path_factory):
-    """An S3 server with the tiny model in its bucket."""
-    found = Store(f"store-{secrets.token_hex(3)}", "tester", secrets.token_hex(12))
-    data = tmp_path_factory.mktemp("store")
-    identity = {"name": "t", "credentials": [{"accessKey": found.access_key, "secretKey": found.secret_key}],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
-    (data / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    new_namespace(found.namespace, "privileged")
-    kubectl("apply", "-f", "-", text=json.dumps(store_objects(found.namespace, data)))
-    wait_for(found.is_up, 90, lambda: kubectl("-n", found.namespace, "get", "pods", "-o", "wide"))
-    client = found.client()
-    client.create_bucket(Bucket=BUCKET)
-    model = tmp_path_factory.mktemp("model")
-    run(os.fspath(Path(sys.executable).parent / "rlvr"), "model", "tiny", os.fspath(model / "tiny"))
-    for file in sorted((model / "tiny").iterdir()):
-        client.upload_file(os.fspath(file), BUCKET, f"models/tiny/{file.name}")
-    yield found
-    kubectl("delete", "namespace", found.namespace, "--wait=false")
-
-
-def store_objects(namespace, data):
-    weed = Path(sys.executable).parent / "weed"
-    flags = ["-dir=/data/s3", "-ip.bind=0.0.0.0", f"-s3.port={S3_PORT}", "-s3.config=/data/s3.json", "-webdav=false", "-admin.ui=false"]
-    container = {
-        "name": "s3", "image": f"rlvr/verifier:{TAG}", "imagePullPolicy": "IfNotPresent", "command": ["/weed", "mini", *flags],
-        "securityContext": {"runAsUser": 0}, "ports": [{"containerPort": S3_PORT}],
-        "volumeMounts": [{"name": "weed", "mountPath": "/weed", "readOnly": True}, {"name": "data", "mountPath": "/data"}],
-    }  # fmt: skip
-    volumes = [{"name": "weed", "hostPath": {"path": os.fspath(weed)}}, {"name": "data", "hostPath": {"path": os.fspath(data)}}]
-    pod = {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 5}
-    labels = {"app": "s3"}
-    deployment = {
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "s3", "namespace": namespace},
-        "spec": {"replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": labels},
-                 "template": {"metadata": {"labels": labels}, "spec": pod}},
-    }  # fmt: skip
-    service = {
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s3", "namespace": namespace},
-        "spec": {"selector": labels, "ports": [{"port": S3_PORT}]},
-    }  # fmt: skip
-    return {"apiVersion": "v1", "kind": "List", "items": [deployment, service]}
+    with open_store(tmp_path_factory.mktemp("store")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def namespaces(cluster):
-    """Restricted namespaces, one for each job; the operator watches these alone, so that nothing else on the cluster is its business."""
-    run_id = secrets.token_hex(3)
-    names = [f"train-{run_id}-{number}" for number in range(MAX_JOBS)]
-    for name in names:
-        new_namespace(name)
-    yield names
-    kubectl("delete", "namespace", *names, "--wait=false")
+    with open_namespaces(MAX_JOBS) as names:
+        yield names
 
 
 @pytest.fixture(scope="session")
 def operator(namespaces):
-    """The chart, installed as the documentation says."""
-    chart = os.fspath(ROOT / "charts" / "rlvr-operator")
-    watched = f"watchNamespaces={{{','.join(namespaces)}}}"
-    # The CRD outlives releases; one that an earlier one left is taken over.
-    flags = (
-        "--namespace",
-        SYSTEM,
-        "--create-namespace",
-        "--take-ownership",
-        "--force-conflicts",
-        "--set",
-        watched,
-        "--wait",
-        "--timeout",
-        "120s",
-    )
-    run("helm", "upgrade", "--install", RELEASE, chart, *flags, timeout=180)
-    yield Operator()
-    print(kubectl("-n", SYSTEM, "logs", "-l", OPERATOR_PODS, "--tail=200", check=False))
-    run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", timeout=120)
-
-
-class Operator:
-    """The installed operator."""
-
-    def pod(self):
-        (pod,) = json.loads(kubectl("-n", SYSTEM, "get", "pods", "-l", OPERATOR_PODS, "-o", "json"))["items"]
-        return pod
-
-    def leads(self):
-        return "leads with lease" in kubectl("-n", SYSTEM, "logs", self.pod()["metadata"]["name"], check=False)
-
-    def kill(self):
-        kill(self.pod())
-
-
-def kill(pod, signal=9):
-    """Send a signal to every process of a pod, from the node."""
-    for pid in pids_of(pod["metadata"]["uid"]):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal)
-
-
-@dataclass
-class Training:
-    """One job on the cluster."""
-
-    namespace: str
-    name: str
-
-    def get(self):
-        return json.loads(kubectl("-n", self.namespace, "get", "rlvr", self.name, "-o", "json"))
-
-    @property
-    def status(self):
-        return self.get().get("status", {})
-
-    def shown(self):
-        """The row of `kubectl get rlvr`, by column."""
-        head, row = kubectl("-n", self.namespace, "get", "rlvr", self.name).splitlines()
-        return dict(zip(head.split(), row.split(), strict=False))
-
-    def condition(self, kind):
-        return next((entry for entry in self.status.get("conditions", ()) if entry["type"] == kind), {})
-
-    def step(self):
-        return self.status.get("progress", {}).get("step", 0)
-
-    def pods(self, role=None):
-        selector = f"rlvr.dev/job={self.name}" + (f",rlvr.dev/role={role}" if role else "")
-        return json.loads(kubectl("-n", self.namespace, "get", "pods", "-l", selector, "-o", "json"))["items"]
-
-    def live_pods(self, role):
-        return [pod for pod in self.pods(role) if "deletionTimestamp" not in pod["metadata"]]
-
-    def uids(self, role):
-        return {pod["metadata"]["uid"] for pod in self.pods(role)}
-
-    def progress(self):
-        """What the learner says now: the status on the API server is half a minute old."""
-        pods = [pod for pod in self.live_pods("learner") if pod["status"].get("podIP")]
-        if not pods:
-            return {}
-        try:
-            answer = httpx.get(f"http://{pods[0]['status']['podIP']}:8082/status", timeout=5, trust_env=False)
-            return answer.json() if answer.status_code == 200 else {}
-        except (httpx.HTTPError, ValueError):
-            return {}
-
-    def kill(self, role, name=""):
-        """SIGKILL for the processes of a role's pods whose names end with `name`."""
-        for pod in self.live_pods(role):
-            if pod["metadata"]["name"].endswith(name):
-                kill(pod)
-
-    def delete_pods(self, role):
-        for pod in self.live_pods(role):
-            kubectl("-n", self.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false")
-
-    def scale(self, replicas):
-        kubectl("-n", self.namespace, "scale", "rlvr", self.name, f"--replicas={replicas}")
-
-    def patch(self, spec):
-        kubectl("-n", self.namespace, "patch", "rlvr", self.name, "--type=merge", "-p", json.dumps({"spec": spec}))
-
-    def describe(self):
-        """What a person would look at when it is stuck."""
-        logs = "\n".join(
-            f"--- {pod['metadata']['name']}\n" + kubectl("-n", self.namespace, "logs", pod["metadata"]["name"], "--tail=25", check=False)
-            for pod in self.pods()
-        )
-        listed = kubectl("-n", self.namespace, "get", "rlvr,pods", "-o", "wide", check=False)
-        return f"{json.dumps(self.status, indent=1)}\n{listed}\n{logs}"
-
-    def wait(self, condition, seconds, what):
-        return wait_for(lambda: condition(self), seconds, lambda: f"{what}\n{self.describe()}", every=0.5)
+    with open_operator(namespaces) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def train(operator, store, namespaces):
     """Starts a job like the cluster example, with changes, in a namespace of its own."""
-    free = list(namespaces)
-
-    def start(**changes):
-        namespace = free.pop()
-        secret(namespace, "s3", AWS_ACCESS_KEY_ID=store.access_key, AWS_SECRET_ACCESS_KEY=store.secret_key)
-        job = YAML(typ="safe").load((ROOT / "examples" / "03-cluster.yaml").read_text())
-        job["metadata"]["namespace"] = namespace
-        job["spec"]["storage"] |= {"endpoint": store.endpoint, "uri": f"s3://{BUCKET}/{namespace}"}
-        job["spec"] = merged(job["spec"], changes)
-        kubectl("apply", "-f", "-", text=json.dumps(job))
-        return Training(namespace, job["metadata"]["name"])
-
-    return start
+    free = list(namespaces[1:])
+    return lambda **changes: start_job(free.pop(), store, **changes)
 
 
-def pids_of(pod_uid):
-    """Processes of a pod on this machine, but the one that holds its namespaces open."""
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            ours = pod_uid in (folder / "cgroup").read_text().replace("_", "-") and (folder / "comm").read_text().strip() != "pause"
-        except OSError:
-            continue
-        if ours:
-            yield int(folder.name)
-
-
-def merged(base, changes):
-    """`base` with `changes`, mapping by mapping."""
-    result = dict(base)
-    for key, value in changes.items():
-        result[key] = merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-    return result
+@pytest.fixture(scope="module")
+def job(operator, store, namespaces):
+    """One long job with two engines, which all tests of a module disturb in turn."""
+    return start_long_job(namespaces[0], store)
