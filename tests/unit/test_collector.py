@@ -1,5 +1,7 @@
 """The collector against engines and a verifier that misbehave on purpose: no fault becomes a reward, and no group is lost."""
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +47,14 @@ class World:
     headers: list[str] = field(default_factory=list)
 
     gone: set[str] = field(default_factory=set)
+    leave_once: bool = False
+    """Engines that are gone are chosen until their address was asked for."""
+    hang_on: int = 0
+    """The call of an engine, by number, that gets no answer."""
 
     def url(self, name: str) -> str | None:
+        if self.leave_once and name in self.gone:
+            self.clean = tuple(other for other in self.clean if other != name)
         return None if name in self.gone else f"http://world/{name}"
 
     def has_engines(self) -> bool:
@@ -71,7 +79,10 @@ class World:
         @app.post("/{engine}/inference/v1/generate")
         async def generate(engine: str, request: Request) -> Response:
             self.engines_asked.append(engine)
-            fault = self.engine_fault(self._call("generate"))
+            call = self._call("generate")
+            if call == self.hang_on:
+                await asyncio.sleep(60)
+            fault = self.engine_fault(call)
             if fault is not None:
                 return fault
             samples = (await request.json())["sampling_params"]["n"]
@@ -183,6 +194,28 @@ def test_an_engine_that_was_dropped_while_it_sampled_is_not_believed(chat: ChatF
     groups = groups_of(collect(world, chat, loop))
     assert len(groups) == 2
     assert len(world.engines_asked) >= 3
+
+
+def test_an_engine_that_is_lost_and_never_answers_holds_its_group_for_a_second_only(chat: ChatFormat, loop: EventLoopThread) -> None:
+    world = World(hang_on=1)
+    threading.Timer(0.1, lambda: world.incarnations.update(a=1, b=1)).start()
+    groups = groups_of(collect(world, chat, loop))
+    assert sorted(group.admission.index for group in groups) == [0, 1]
+    assert len(world.engines_asked) >= 3
+
+
+def test_prompts_wait_while_no_engine_is_wanted_and_go_on_when_one_is(chat: ChatFormat, loop: EventLoopThread) -> None:
+    world = World(clean=())
+    threading.Timer(1.5, lambda: setattr(world, "clean", ("b",))).start()  # longer than a prompt waits for an engine to be ready
+    groups = groups_of(collect(world, chat, loop))
+    assert [group.engine for group in groups] == ["b", "b"]
+
+
+def test_an_engine_that_was_left_out_between_choice_and_request_means_another_one(chat: ChatFormat, loop: EventLoopThread) -> None:
+    world = World(gone={"a"}, leave_once=True)
+    groups = groups_of(collect(world, chat, loop))
+    assert len(groups) == 2
+    assert set(world.engines_asked) == {"b"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -281,6 +282,83 @@ def test_a_restart_between_updates_is_noticed(rig):
     assert "was restarted: it has version default, not 0" in publisher.state(engine.handle.name).reason
     engine.stop()
     wait_until(lambda: publisher.state(engine.handle.name).status is EngineStatus.LOST, "the watcher sees that it is gone")
+
+
+def test_engines_join_and_leave_while_the_run_goes_on(rig):
+    first, second = rig.engine(), rig.engine()
+    publisher = rig.publisher([first.handle])
+    rig.publish(publisher, 0)
+    publisher.set_engines([first.handle, second.handle])
+    assert publisher.state(second.handle.name).status is EngineStatus.DIRTY
+    assert publisher.clean_engines() == (first.handle.name,)
+    calls = len(first.calls)
+    assert publisher.sync_joiners(rig.tensors, 0).dropped == {}
+    assert len(first.calls) == calls
+    assert rig.holds(second, 0)
+    publisher.set_engines([second.handle])
+    assert publisher.clean_engines() == (second.handle.name,)
+    assert rig.statuses(first.handle.name)[-1] is EngineStatus.LOST
+    with pytest.raises(KeyError):
+        publisher.state(first.handle.name)
+    calls = len(first.calls)
+    assert rig.publish(publisher, 1).dropped == {}
+    assert rig.holds(second, 1)
+    assert len(first.calls) == calls
+    publisher.set_engines([])
+    assert (publisher.clean_engines(), publisher.handles()) == ((), ())
+    assert rig.publish(publisher, 2).engines == {}
+    publisher.set_engines([first.handle, second.handle])
+    assert publisher.sync_joiners(rig.tensors, 2).dropped == {}
+    assert rig.holds(first, 2)
+    assert rig.holds(second, 2)
+
+
+def test_another_address_under_the_same_name_is_another_engine(rig):
+    old, new = rig.engine(), rig.engine()
+    publisher = rig.publisher([EngineHandle("rollout-0", old.handle.base_url)])
+    rig.publish(publisher, 0)
+    publisher.set_engines([EngineHandle("rollout-0", new.handle.base_url)])
+    assert publisher.clean_engines() == ()
+    assert (publisher.state("rollout-0").status, publisher.state("rollout-0").version) == (EngineStatus.DIRTY, None)
+    assert publisher.sync_joiners(rig.tensors, 0).dropped == {}
+    assert rig.holds(new, 0)
+    assert publisher.clean_engines() == ("rollout-0",)
+
+
+def test_engines_that_come_and_go_during_an_update_do_so_when_it_ends_but_get_no_prompts_at_once(rig):
+    leaver, stayer, joiner = rig.engine(), rig.engine(), rig.engine()
+    publisher = rig.publisher([leaver.handle, stayer.handle])
+    rig.publish(publisher, 0)
+    seen = []
+
+    def change(engine):
+        publisher.set_engines([stayer.handle, joiner.handle])
+        seen.append((publisher.clean_engines(), set(publisher.states())))
+
+    stayer.hooks["/inference/v1/generate"] = change
+    report = rig.publish(publisher, 1)
+    assert seen
+    assert all(leaver.handle.name not in clean and joiner.handle.name not in known for clean, known in seen)
+    assert set(report.engines) == {leaver.handle.name, stayer.handle.name}
+    assert set(publisher.states()) == {stayer.handle.name, joiner.handle.name}
+    assert publisher.clean_engines() == (stayer.handle.name,)
+    assert publisher.sync_joiners(rig.tensors, 1).dropped == {}
+    assert rig.holds(joiner, 1)
+
+
+def test_an_engine_whose_name_is_not_known_is_lost_and_joins_when_it_is(rig, monkeypatch):
+    engine = rig.engine()
+    handle = EngineHandle("rollout-0", f"http://job-rollout-0.nowhere.invalid:{engine.port}")
+    publisher = rig.publisher([handle])
+    report = rig.publish(publisher, 0)
+    assert publisher.state("rollout-0").status is EngineStatus.LOST
+    assert "failed" in report.dropped["rollout-0"]
+    resolve = socket.getaddrinfo
+    known = {"job-rollout-0.nowhere.invalid": "127.0.0.1", b"job-rollout-0.nowhere.invalid": "127.0.0.1"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **more: resolve(known.get(host, host), *args, **more))
+    assert publisher.readmit() == ("rollout-0",)
+    assert publisher.sync_joiners(rig.tensors, 0).dropped == {}
+    assert publisher.clean_engines() == ("rollout-0",)
 
 
 def test_an_engine_that_computes_with_other_weights_is_quarantined_and_loaded_again(rig):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from rlvr_api.spec import TorchDistributed
-from rlvr_trainer.weights import load_transport
+from rlvr_trainer.weights import collectives, load_transport
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.collectives import BroadcastBrokenError
 from rlvr_trainer.weights.follower import SupersededError, WeightFollower
@@ -272,6 +273,29 @@ def test_nccl_is_refused_where_there_is_no_gpu():
         invitation = learner.invitation(layout, 2, 1).model_copy(update={"collective": "nccl"})
         with pytest.raises(ValueError, match="this worker's device is cpu"):
             WeightFollower(TRANSPORT, DictInstallation(), CPU).accept(invitation, 0)
+
+
+def test_the_learner_may_be_known_by_a_name_that_is_not_there_yet(monkeypatch):
+    resolve, asked = socket.getaddrinfo, []
+
+    def resolve_late(host, *args, **more):
+        asked.append(host)
+        if len(asked) < 3:
+            raise socket.gaierror("not known yet")
+        return resolve("127.0.0.1" if host == "job-learner-1-0.invalid" else host, *args, **more)
+
+    monkeypatch.setattr(collectives, "NAME_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
+    rendezvous = TRANSPORT.open_rendezvous("job-learner-1-0.invalid", TorchDistributed(), 10.0)
+    assert rendezvous.address[0] == "127.0.0.1"
+    rendezvous.close()
+
+
+def test_a_name_of_another_machine_is_refused_with_its_address(monkeypatch):
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **more: resolve("192.0.2.1", *args, **more))
+    with pytest.raises(OSError, match=r"'elsewhere' does not name an address of this machine, after 0 s: 192\.0\.2\.1: "):
+        collectives.own_address("elsewhere", 0.0)
 
 
 def serve_until_frozen():

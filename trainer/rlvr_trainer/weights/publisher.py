@@ -263,7 +263,10 @@ class WeightPublisher:
 
     def _group_of(self, names: list[str], layout: Layout, device: torch.device, report: PublishReport) -> WeightGroup | None:
         group = self._group
-        if group is not None and not group.broken and group.members.keys() == set(names) and group.layout == layout:
+        # An engine that is back, or another one under the same name, is of no epoch yet.
+        states = self._book.states()
+        known = group is not None and {name for name in names if states[name].epoch == group.epoch} == group.members.keys() == set(names)
+        if group is not None and known and not group.broken and group.layout == layout:
             return group
         if group is not None:
             group.close()
