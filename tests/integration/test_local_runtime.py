@@ -11,12 +11,16 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
+from rlvr_api.status import EngineProgress, Progress
+from rlvr_operator.local import supervision
 from rlvr_operator.local.guard import Guard
+from rlvr_operator.local.parts import restart_engines
 from rlvr_operator.local.ports import HOST, PortReservation
 from rlvr_operator.local.process import ChildSpec
 from rlvr_operator.local.reaper import MARKER_VARIABLE, marked_processes, sweep
@@ -267,6 +271,39 @@ def test_a_wedged_process_is_killed_and_started_again(tmp_path):
     with PortReservation() as ports:
         events = asyncio.run(supervised(child_spec(tmp_path, SERVER, ports.reserve()), watch, act))
     assert any("did not answer 2 times in a row, and was killed" in event for event in events)
+
+
+def test_an_engine_that_the_learner_cannot_mend_is_started_again_once_for_each_report(tmp_path, monkeypatch):
+    watch = Watch(ready_within_seconds=20, poll_seconds=0.05)
+    report = Progress(
+        stage="climb", stage_index=0, stages=1, step=1, steps=2, last_updated=datetime.now(UTC),
+        engines={
+            "rollout-0": EngineProgress(status="lost", reason="log-probs differ", needs_restart=True),
+            "rollout-1": EngineProgress(status="lost", reason="does not answer"),
+        },
+    )  # fmt: skip
+
+    async def act(supervisor, task):
+        del task
+        services = {"rollout-0": supervisor, "rollout-1": None}
+        await asyncio.wait_for(supervisor.ready.wait(), 20)
+        first = supervisor.pid
+        restart_engines(services, report)
+        assert supervisor.pid == first, "the report may be older than the process"
+        monkeypatch.setattr(supervision, "REPORT_AGE_SECONDS", 0.0)
+        restart_engines(services, report)
+        monkeypatch.undo()
+        async with asyncio.timeout(20):
+            while supervisor.pid in (first, None):  # noqa: ASYNC110 - a process, not an event
+                await asyncio.sleep(0.05)
+            await supervisor.ready.wait()
+        second = supervisor.pid
+        restart_engines(services, report)
+        assert supervisor.pid == second
+
+    with PortReservation() as ports:
+        events = asyncio.run(supervised(child_spec(tmp_path, SERVER, ports.reserve()), watch, act))
+    assert sum("cannot be mended by the learner (log-probs differ), and was killed" in event for event in events) == 1
 
 
 def test_a_process_that_never_gets_ready_uses_up_its_budget(tmp_path):

@@ -36,6 +36,7 @@ class LearnerKeeper:
         limit: failed attempts in a row without a finished step.
         silence_seconds: longest time without an answer of its status endpoint.
         last_progress: what an attempt left behind when it ended in order.
+        on_progress: told whatever it says of itself.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class LearnerKeeper:
         emit: EventSink,
         backoff: Backoff = DEFAULT_BACKOFF,
         last_progress: Callable[[], Progress | None] = lambda: None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
+        self._on_progress = on_progress
         self._last_progress = last_progress
         self._begin, self._may_start, self._run_marker, self._limit = begin, may_start, run_marker, limit
         self._silence_seconds, self._client, self._emit, self._backoff = silence_seconds, client, emit, backoff
@@ -135,6 +138,7 @@ class LearnerKeeper:
                 heard = time.monotonic()
                 self._first_step = progress.step if self._first_step is None else self._first_step
                 self.progress = progress
+                self._on_progress(progress)
                 self.ready.set()
                 self.was_ready.set()
             await asyncio.sleep(POLL_SECONDS)

@@ -7,7 +7,7 @@ attempt number changes between plans.
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,7 @@ import httpx
 from rlvr_api.embedded_s3 import EmbeddedS3
 from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
-from rlvr_api.status import RoleStatus
+from rlvr_api.status import Progress, RoleStatus
 from rlvr_operator.local.attempts import LearnerKeeper
 from rlvr_operator.local.children import allot_gpus, child_spec, find_openmp_library, s3_spec
 from rlvr_operator.local.folder import RunFolder, State
@@ -120,6 +120,7 @@ class PartsBuilder:
             client=self._client,
             emit=self._emit,
             last_progress=self._site.folder.read_last_progress,
+            on_progress=partial(restart_engines, services),
         )
         return Parts(services, learner, s3)
 
@@ -151,6 +152,13 @@ class PartsBuilder:
             if self._server is None or await asyncio.to_thread(self._server.is_ready):
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+
+def restart_engines(services: Mapping[str, Supervisor], progress: Progress) -> None:
+    """Restarts the engines of which the learner says that only a new process helps."""
+    for name, engine in progress.engines.items():
+        if engine.needs_restart and name in services:
+            services[name].restart(f"cannot be mended by the learner ({engine.reason})")
 
 
 def _same(child: ChildSpec) -> ChildSpec:

@@ -70,6 +70,8 @@ class Watch:
     """Questions in a row without an answer before a ready process counts as wedged."""
 
 
+REPORT_AGE_SECONDS = 15.0
+"""What is said of a process that became ready so recently may be meant of the one before it."""
 SETTLED_SECONDS = 60.0
 """A process that was ready for this long starts over with the shortest back-off."""
 
@@ -125,6 +127,7 @@ class Supervisor:
         self._streak = Streak(limit)
         self._child: Child | None = None
         self._ready_since: float | None = None
+        self._condemned = ""
         self._stopping = False
         self.ready = asyncio.Event()
         """Set while the process answers."""
@@ -164,6 +167,13 @@ class Supervisor:
         if self._child is not None:
             await self._child.stop(grace_seconds)
 
+    def restart(self, why: str) -> None:
+        """Ends the process because it `why`; it is started again. One that is not ready, or only just, is left as it is."""
+        if self._child is None or self._ready_since is None or time.monotonic() - self._ready_since < REPORT_AGE_SECONDS:
+            return
+        self._condemned = why
+        self._child.kill()
+
     def interrupt(self) -> None:
         """SIGKILL, now. It is not started again."""
         self._stopping = True
@@ -172,14 +182,14 @@ class Supervisor:
 
     async def _watch_over(self, child: Child) -> tuple[int, str]:
         """Waits until the process ended, or kills it when it does not answer; returns its exit code, and why it was killed."""
-        self._ready_since = None
+        self._ready_since, self._condemned = None, ""
         ended = asyncio.ensure_future(child.wait())
         asked = asyncio.ensure_future(self._ask(child.spec))
         try:
             await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 child.kill()
-            return await ended, asked.result() if asked.done() else ""
+            return await ended, asked.result() if asked.done() else self._condemned
         finally:
             for task in (ended, asked):
                 task.cancel()
