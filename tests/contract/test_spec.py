@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,42 @@ REFUSED = {
 }
 """Name of the case: where the valid job is changed, to what, and part of the message."""
 
+OUT_OF_BOUNDS = {
+    "spec.seed": -1,
+    "spec.model.uri": "hf://org/model",
+    "spec.model.maxModelLen": 15,
+    "spec.model.chatTemplate": "",
+    "spec.precision.engine": "float16",
+    "spec.storage.endpoint": "s3:9000",
+    "spec.storage.region": "r" * 65,
+    "spec.environments": [],
+    "spec.environments.0.name": "Sums",
+    "spec.environments.0.levels.start": -1,
+    "spec.environments.0.arithmetic.operations": ["/"],
+    "spec.sampling.temperature": 0,
+    "spec.sampling.maxTokens": 0,
+    "spec.stages": [{"name": f"s{number}", "rlvr": {"steps": 1}} for number in range(17)],
+    "spec.stages.0.name": "a" * 41,
+    "spec.stages.0.rlvr.steps": 0,
+    "spec.stages.0.rlvr.optimizer.learningRate": 0,
+    "spec.stages.0.rlvr.optimizer.beta1": 1,
+    "spec.evaluation.samplesPerTask": 1,
+    "spec.rollouts.replicas": 4097,
+    "spec.rollouts.minAvailable": 0,
+    "spec.rollouts.pod.nodeSelector": {"pool": "not a label"},
+    "spec.learner.gpus": 2,
+    "spec.learner.checkpoint.keepLast": 0,
+    "spec.verifiers.replicas": 0,
+    "spec.weightSync.timeoutSeconds": 0,
+    "spec.offPolicy.maxStaleness": 65,
+    "spec.failurePolicy.maxLearnerRestarts": -1,
+    "spec.deadlines.provisioningSeconds": 86401,
+    "spec.ttl.podsAfterFinishedSeconds": -1,
+    "spec.scheduling.priorityClassName": "Research!",
+    "spec.observability.tracing": {"endpoint": "otel:4318"},
+}
+"""One value that its field does not take."""
+
 NOT_IN_CEL = {
     "a variable of the plan": ("spec.rollouts", {"env": {"RLVR_ATTEMPT": "1"}}, "env may not set RLVR_ATTEMPT"),
     "a credential in clear": ("spec.learner", {"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "env may not set AWS_SECRET_ACCESS_KEY"),
@@ -181,6 +218,18 @@ def test_refuses_with_the_way_out(case):
     with pytest.raises(InvalidJobError) as refused:
         load_job(json.dumps(changed(path, value)).encode())
     assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("path", OUT_OF_BOUNDS)
+def test_names_the_field_that_is_out_of_bounds(path):
+    with pytest.raises(InvalidJobError) as refused:
+        load_job(json.dumps(changed(path, OUT_OF_BOUNDS[path])).encode())
+    assert as_written(path) in str(refused.value)
+
+
+def as_written(path):
+    """`spec.stages.0.name` as messages have it."""
+    return re.sub(r"\.(\d+)", r"[\1]", path)
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
