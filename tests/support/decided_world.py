@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from operator_jobs import OWNER, SITE, manifest
-from simulated_cluster import SimulatedCluster
+from simulated_cluster import SimulatedCluster, finished
 
 from rlvr_api import names
 from rlvr_api.process import Role
@@ -12,15 +12,6 @@ from rlvr_operator.lifecycle import Look, decide
 from rlvr_operator.observe import read_children
 from rlvr_operator.reconcile import read_job, read_status
 from rlvr_operator.render import Owner
-
-
-def finished(coroutine):
-    """The result of a coroutine that never waits."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("it waits")
 
 
 class World:

@@ -32,6 +32,15 @@ class OperatorKilledError(Exception):
     """The operator dies right after a write."""
 
 
+def finished(coroutine):
+    """The result of a coroutine that never waits: nothing here does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it waits")
+
+
 def stamp(time):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -274,7 +283,8 @@ class SimulatedCluster:
 
     def _scale(self, owner, wanted):
         for pod in self._owned(owner):
-            if pod["metadata"]["name"] not in wanted and "deletionTimestamp" not in pod["metadata"]:
+            unwanted = pod["metadata"]["name"] not in wanted or pod["status"]["phase"] in ("Succeeded", "Failed")
+            if unwanted and "deletionTimestamp" not in pod["metadata"]:
                 self.remove("Pod", pod["metadata"]["name"])
         for name in wanted:
             if ("Pod", name) not in self.objects:
