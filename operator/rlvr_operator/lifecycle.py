@@ -25,7 +25,15 @@ from rlvr_operator.autoscale import Scale
 from rlvr_operator.observation import Ending, Observation, Problem
 from rlvr_operator.observe import Children
 from rlvr_operator.problems import role_problems, unplaced
-from rlvr_operator.removals import Deletion, outdated_engines, remove_learners, remove_services, restarting_engines, wedged_pods
+from rlvr_operator.removals import (
+    Deletion,
+    needless_budgets,
+    outdated_engines,
+    remove_learners,
+    remove_services,
+    restarting_engines,
+    wedged_pods,
+)
 from rlvr_operator.render import Object, Owner, Site
 from rlvr_operator.render.site import spec_hash
 from rlvr_operator.status import next_status
@@ -185,15 +193,16 @@ def _carry_on(look: Look) -> Decision:
     hopeless = _hopeless(look, status)
     if hopeless is not None:
         return _finish(look, hopeless)
-    image = look.image(Role.ROLLOUT)
+    image, standing = look.image(Role.ROLLOUT), _standing(look)
     deletions = [
         *remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if job.attempt != attempt))),
         *outdated_engines(seen, spec_hash(look.job, Role.ROLLOUT, image)),
         *restarting_engines(seen),
         *wedged_pods(seen),
+        *needless_budgets(seen, standing),
     ]
     again = None if status.running_since else _provisioning_deadline(look)
-    return Decision(status, (*_standing(look), *_workloads(look)), tuple(deletions), needs_seal=True, look_again_at=again)
+    return Decision(status, (*standing, *_workloads(look)), tuple(deletions), needs_seal=True, look_again_at=again)
 
 
 def _standing(look: Look) -> tuple[Object, ...]:

@@ -1,10 +1,12 @@
 """What must go, and how: each with the uid that was seen, so that nothing newer of the name is ever removed. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from rlvr_api.process import Role
 from rlvr_operator.observe import Children, PodView
+from rlvr_operator.render import Object
 
 REPORT_AGE_SECONDS = 20.0
 """A pod younger than this is not the one that a report of its learner speaks of."""
@@ -33,6 +35,16 @@ def remove_services(seen: Children) -> list[Deletion]:
         Deletion(item["kind"], item["metadata"]["name"], item["metadata"]["uid"])
         for item in items
         if "deletionTimestamp" not in item["metadata"]
+    ]
+
+
+def needless_budgets(seen: Children, wanted: Iterable[Object]) -> list[Deletion]:
+    """Disruption budgets that the job asks for no more: they would go on blocking node drains."""
+    kept = {(item["kind"], item["metadata"]["name"]) for item in wanted}
+    return [
+        Deletion(kind, name, item["metadata"]["uid"])
+        for (kind, name), item in sorted(seen.objects.items())
+        if kind == "PodDisruptionBudget" and (kind, name) not in kept and "deletionTimestamp" not in item["metadata"]
     ]
 
 
