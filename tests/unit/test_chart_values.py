@@ -73,6 +73,12 @@ def test_versions_of_chart_and_distribution_agree():
     assert images == {f"rlvr/{role}:{chart['appVersion']}" for role in ("operator", "rollout", "learner", "verifier")}
 
 
+def test_every_alert_says_what_to_do():
+    page = (CHART.parents[1] / ChartValues().prometheus_rule.runbook).read_text()
+    alerts = read((CHART / "files" / "alerts.yaml").read_text())
+    assert [alert["alert"] for alert in alerts] == re.findall(r"^### (RLVR\w+)$", page, re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def known_metrics():
     """Names of all metrics that operator, learner and verifiers expose."""
