@@ -16,6 +16,7 @@ from rlvr_api.chart import crd_template, values_schema, values_yaml
 from rlvr_api.chart_values import ChartValues
 from rlvr_api.crd import custom_resource_definition
 from rlvr_operator import metrics
+from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.progress import ProgressBoard, build_app
 from rlvr_verifier.instruments import Instruments
 
@@ -82,7 +83,7 @@ def test_every_alert_says_what_to_do():
 @pytest.fixture(scope="module")
 def known_metrics():
     """Names of all metrics that operator, learner and verifiers expose."""
-    board = ProgressBoard("climb", stages=1, steps=9)
+    board = ProgressBoard("climb", stages=1, steps=9, fleet=EngineFleet({}))
     board.update(reward=0.5, pass_rate=0.5, held_out_pass_rate=0.5, staleness=1.0, weight_version=1)
     board.note_step(dict.fromkeys(("generate", "train"), 1.0), tokens=10)
     with TestClient(build_app(board)) as client:
