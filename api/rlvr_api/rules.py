@@ -72,6 +72,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "groups of equal rewards carry a gradient where reinforcePlusPlus.groupBaseline is false: set zeroVariance to skip",
         ),
     ),
+    "Evaluate": (Rule("self.k.all(n, n <= self.samplesPerTask)", "pass@k needs k samples of a task: raise samplesPerTask"),),
     "Rollouts": (
         Rule(
             "self.tensorParallel == 1 || self.tensorParallel <= self.gpusPerReplica",
@@ -134,5 +135,5 @@ LIST_KEYS = {
 }
 """Lists whose items have a key: the API server refuses duplicates, and appliers own single items."""
 
-SET_LISTS = frozenset({"Arithmetic.operations"})
+SET_LISTS = frozenset({"Arithmetic.operations", "Evaluate.k"})
 """Lists of different values."""

@@ -1,11 +1,11 @@
-"""Stages of a job, in order. One kind so far: `rlvr`."""
+"""Stages of a job, in order, each of exactly one kind."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rlvr_api.algorithms import Algorithm, Grpo
-from rlvr_api.model import ApiModel, Name, one_member
+from rlvr_api.model import ApiModel, Name, Uri, one_member
 
 
 class Optimizer(ApiModel):
@@ -27,6 +27,13 @@ class Optimizer(ApiModel):
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After warm-up: constant, or a cosine down to 10 % at the stage's last step."""
+
+
+class SupervisedOptimizer(Optimizer):
+    """The optimizer of supervised stages."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-5
+    """Peak learning rate; ten times that of `rlvr`, since every token of a trace says what to do."""
 
 
 class Rlvr(ApiModel):
@@ -72,7 +79,45 @@ class Rlvr(ApiModel):
         return self
 
 
-STAGE_KINDS = ("rlvr",)
+class Sft(ApiModel):
+    """Supervised fine-tuning on given traces: the mean negative log-likelihood of what the assistant says.
+
+    Every turn of the assistant is an example of its own, whose prompt is rendered as an engine would be given it.
+    """
+
+    traces: Annotated[Uri, Field(pattern=r"^(file://|s3://).+")]
+    """JSONL of `{"messages": [{"role": ..., "content": ...}, ...]}` or `{"prompt": ..., "completion": ...}`, as `s3://bucket/key` or
+    `file:///path`. A prompt is the user's message, a completion the assistant's."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over the examples, each in an order of its own."""
+    examples_per_step: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Examples of an optimizer step."""
+    too_long: Literal["skip", "refuse"] = "skip"
+    """What becomes of an example longer than `model.maxModelLen`. It is never cut: a model would learn to stop in mid-sentence."""
+    optimizer: SupervisedOptimizer = SupervisedOptimizer()
+    """Optimizer and schedule."""
+
+
+class Evaluate(ApiModel):
+    """Measures pass@k on held-out tasks, by environment and level, with 95 % intervals. Changes no weights."""
+
+    k: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)] = (1, 4, 8)
+    """Numbers of tries; pass@k is the probability that one of k samples passes (unbiased estimator, arXiv 2107.03374)."""
+    tasks_per_environment: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Held-out tasks of each environment and level, at most what it has."""
+    samples_per_task: Annotated[int, Field(ge=2, le=1024)] = 16
+    """Completions of each task; at least the largest `k`, and more make its estimate sharper."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.k)) != len(self.k):
+            raise ValueError(f"k lists a number twice: {list(self.k)}")
+        if max(self.k) > self.samples_per_task:
+            raise ValueError(f"k has {max(self.k)}, and samplesPerTask is {self.samples_per_task}: pass@k needs k samples; raise it")
+        return self
+
+
+STAGE_KINDS = ("sft", "rlvr", "evaluate")
 
 
 class Stage(ApiModel):
@@ -80,8 +125,12 @@ class Stage(ApiModel):
 
     name: Name
     """Names the stage in storage, status and metrics."""
+    sft: Sft | None = None
+    """Supervised fine-tuning on given traces."""
     rlvr: Rlvr | None = None
     """Reinforcement learning from verifiable rewards."""
+    evaluate: Evaluate | None = None
+    """Measuring pass@k."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,3 +141,8 @@ class Stage(ApiModel):
     def kind(self) -> str:
         """Which of `STAGE_KINDS` is set."""
         return one_member(self, STAGE_KINDS)
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps that the spec fixes; 0 where they depend on data."""
+        return self.rlvr.steps if self.rlvr is not None else 0

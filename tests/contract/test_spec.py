@@ -86,6 +86,9 @@ REFUSED = {
         {"dapo": {"overlong": {"bufferTokens": 9}}},
         "overlong.bufferTokens",
     ),
+    "more tries than samples": ("spec.stages.0", {"name": "a", "evaluate": {"k": [1, 32]}}, "pass@k needs k samples"),
+    "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
+    "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
     "a name that leaves no room": ("metadata.name", "a" * 41, "40 characters"),
     "an unknown field": ("spec.rollouts", {"replica": 2}, "did you mean 'replicas'?"),
@@ -171,6 +174,10 @@ ACCEPTED = {
             {"name": kind.lower(), "rlvr": {"steps": 1, "minibatches": 1 if kind == "rloo" else 2, "algorithm": {kind: settings}}}
             for kind, settings in ALGORITHMS.items()
         ],
+    ),
+    "a cold start and a measurement": (
+        "spec.stages",
+        [{"name": "a", "sft": {"traces": "s3://data/t.jsonl", "tooLong": "refuse"}}, {"name": "b", "evaluate": {"k": [16]}}],
     ),
     "every rejection": (
         "spec.offPolicy",

@@ -18,7 +18,7 @@ from rlvr_trainer.context import BadInputError, RunContext, read_context
 from rlvr_trainer.final_model import export_final_model
 from rlvr_trainer.run import Run, StopRequestedError
 from rlvr_trainer.stages import STAGES
-from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, load_latest
+from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, latest_manifest, load_latest
 from rlvr_trainer.storage.errors import SupersededError
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import RecordConflictError
@@ -85,13 +85,17 @@ def _run(context: RunContext, stop: threading.Event) -> None:
 def _run_stages(run: Run, keys: list[StageKeys], checkpoint: LoadedCheckpoint | None) -> None:
     stages = run.context.job.spec.stages
     first, resumed = _where_to_start(run, checkpoint)
-    before = sum(stage.rlvr.steps for stage in stages[:first] if stage.rlvr is not None)
+    steps = [_finished_steps(run, stage) for stage in keys[:first]]
     for index, stage in enumerate(stages[first:], first):
-        STAGES[stage.kind](run, index, stage, resumed, before).execute()
+        steps.append(STAGES[stage.kind](run, index, stage, resumed, sum(steps)).execute())
         resumed = None
-        before += stage.rlvr.steps if stage.rlvr is not None else 0
-    last = stages[-1].rlvr
-    export_final_model(run, keys[-1], last.steps if last is not None else 0)
+    export_final_model(run, keys[-1], steps[-1])
+
+
+def _finished_steps(run: Run, stage: StageKeys) -> int:
+    """Optimizer steps of a stage that is done; one that trains nothing has no checkpoint."""
+    manifest = latest_manifest(run.store, stage)
+    return manifest.step if manifest is not None else 0
 
 
 def _leave_progress(run: Run) -> None:

@@ -34,6 +34,7 @@ from rlvr_trainer.run import Run
 from rlvr_trainer.storage.attempts import AttemptClaim, claim_attempt
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.errors import StorageError
+from rlvr_trainer.traces import read_traces
 from rlvr_trainer.versions import VersionHistory
 from rlvr_trainer.weights.probe import Probe, default_tolerance
 from rlvr_trainer.weights.publisher import WeightPublisher
@@ -45,8 +46,8 @@ PREFLIGHT_TASKS = 4
 
 
 def total_steps(spec: RLVRJobSpec) -> int:
-    """Optimizer steps of all stages together."""
-    return sum(stage.rlvr.steps for stage in spec.stages if stage.rlvr is not None)
+    """Optimizer steps of all stages together, as far as the spec fixes them."""
+    return sum(stage.planned_steps for stage in spec.stages)
 
 
 def open_store(context: RunContext) -> ObjectStore:
@@ -81,6 +82,7 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
         with serving(board, loop, _bind_host(context.advertised_host), context.status_port):
             policy = _load_policy(context)
             chat = _chat_format(context)
+            _check_traces(context, chat)
             verifiers = VerifierClient(context.verifier_url, client, spec.deadlines.stall_seconds)
             board.update(message="waiting for the verifier service")
             known, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
@@ -101,6 +103,7 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
                     board=board,
                     metrics=metrics,
                     instruments=telemetry.StepInstruments(),
+                    held_out=known,
                     evaluation=plan_evaluation(spec.evaluation, spec.environments, known),
                     versions=VersionHistory(),
                 )
@@ -142,6 +145,12 @@ def _chat_format(context: RunContext) -> ChatFormat:
     except (OSError, ValueError) as error:
         raise BadInputError(f"spec.model: {error}") from error
 
+
+def _check_traces(context: RunContext, chat: ChatFormat) -> None:
+    """Read the traces of all stages, so that a fault in the last one does not end a run after days."""
+    for stage in context.job.spec.stages:
+        if stage.sft is not None:
+            read_traces(context, stage.sft, chat)
 
 
 def _open_publisher(context: RunContext, policy: Policy, fleet: EngineFleet, prompt_ids: Sequence[int]) -> WeightPublisher:

@@ -54,6 +54,32 @@ class ChatFormat:
             )
         return ids
 
+    def answer(self, messages: Sequence[Message]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids of a conversation that ends with the assistant's words: the prompt as `render` gives it, and what a model that says
+        these words would generate after it, the end token included. What the template puts after the end token is left out.
+
+        Raises:
+            ValueError: the template does not go on from its own prompt, or the words hold an end token or are not ended by one.
+        """
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        prompt = self._tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, tokenize=False)
+        whole = self._tokenizer.apply_chat_template(chat, tokenize=False)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                f"the chat template does not write the assistant's words after its own generation prompt ({prompt[-40:]!r}), so it "
+                "would learn other tokens than it samples: set spec.model.chatTemplate to one that does"
+            )
+        ids: list[int] = self._tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
+        end = next((place for place, token in enumerate(ids) if token in self.end_token_ids), None)
+        if end is None or self.decode(ids[end + 1 :]).strip():
+            names = ", ".join(self._tokenizer.convert_ids_to_tokens(list(self.end_token_ids)))
+            raise ValueError(
+                f"the assistant's words are not ended by one of {names}, or hold one: take it out of them, or set spec.model.chatTemplate "
+                "to one that ends the turn"
+            )
+        rendered = self._tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=False)
+        return tuple(rendered), tuple(ids[: end + 1])
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion without special tokens; bytes that are not UTF-8 are U+FFFD."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))

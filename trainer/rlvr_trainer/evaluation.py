@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import Evaluation
+from rlvr_api.stages import Evaluate
 from rlvr_api.wire import EnvironmentInfo
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner, UnjudgedError
 from rlvr_trainer.rollout import Admission, RolloutGroup
@@ -30,8 +31,10 @@ class EvaluationPlan:
     samples: int
 
 
-def plan_evaluation(spec: Evaluation, environments: Sequence[EnvironmentSpec], known: Sequence[EnvironmentInfo]) -> EvaluationPlan:
-    """The tasks of every evaluation of the job."""
+def plan_evaluation(
+    spec: Evaluation | Evaluate, environments: Sequence[EnvironmentSpec], known: Sequence[EnvironmentInfo]
+) -> EvaluationPlan:
+    """The tasks of every evaluation that `spec` asks for."""
     held_out = {info.name: info.held_out_tasks for info in known}
     tasks: list[Admission] = []
     for environment in environments:

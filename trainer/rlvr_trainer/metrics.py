@@ -23,6 +23,7 @@ from rlvr_api.model import Fraction, Name
 from rlvr_api.status import Part
 from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.intervals import t_quantile
+from rlvr_trainer.pass_at import PassAt, estimate_pass_at
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.storage.documents import Count, StoredDocument
 
@@ -91,7 +92,7 @@ class StepMetrics(StoredDocument):
     pass_rate: Measured = None
     """Share of the judged rollouts with verdict `pass`."""
     groups: Count
-    """Groups consumed."""
+    """Groups consumed; examples where a stage learns from those."""
     live_groups: Count
     """Those with variance in their rewards: the ones that carry a gradient."""
     rollouts: Count
@@ -197,6 +198,8 @@ class EvaluationCell(StoredDocument):
     """Of `pass_rate`, clustered by task; None for a single task."""
     task_pass_rates: dict[str, Fraction]
     """Pass rate of each task, by problem id."""
+    pass_at: Annotated[dict[Count, PassAt], Field(default_factory=dict)]
+    """pass@k by k, where it was asked for."""
 
 
 class EvaluationResult(StoredDocument):
@@ -236,13 +239,18 @@ class PairedDifference(NamedTuple):
 
 
 def summarize_evaluation(
-    groups: Iterable[RolloutGroup], *, stage: str, step: int, weight_version: int, time: datetime, stage_index: int = 0, attempt: int = 0
-) -> EvaluationResult:
-    """The result of an evaluation from its groups, one for each held-out task. Completions that were not judged are left out."""
+    groups: Iterable[RolloutGroup], *, stage: str, step: int, weight_version: int, time: datetime, stage_index: int = 0, attempt: int = 0,
+    ks: Sequence[int] = (),
+) -> EvaluationResult:  # fmt: skip
+    """The result of an evaluation from its groups, one for each held-out task. Completions that were not judged are left out.
+
+    Args:
+        ks: numbers of tries to estimate pass@k for.
+    """
     found: dict[tuple[str, int], list[RolloutGroup]] = defaultdict(list)
     for group in groups:
         found[group.admission.environment, group.admission.level].append(group)
-    cells = (_summarize_cell(environment, level, members) for (environment, level), members in sorted(found.items()))
+    cells = (_summarize_cell(environment, level, members, ks) for (environment, level), members in sorted(found.items()))
     return EvaluationResult(
         stage=stage, stage_index=stage_index, step=step, attempt=attempt, weight_version=weight_version, time=time,
         cells=tuple(cell for cell in cells if cell is not None),
@@ -275,7 +283,7 @@ def paired_difference(
     return PairedDifference(mean, mean - margin, mean + margin)
 
 
-def _summarize_cell(environment: str, level: int, groups: Sequence[RolloutGroup]) -> EvaluationCell | None:
+def _summarize_cell(environment: str, level: int, groups: Sequence[RolloutGroup], ks: Sequence[int]) -> EvaluationCell | None:
     passes: dict[str, list[bool]] = defaultdict(list)
     for group in groups:
         for rollout in group.rollouts:
@@ -289,6 +297,7 @@ def _summarize_cell(environment: str, level: int, groups: Sequence[RolloutGroup]
         environment=environment, level=level, tasks=len(rates), samples=judged, masked=total - judged,
         truncated=sum(rollout.finish_reason == "length" for group in groups for rollout in group.rollouts),
         pass_rate=statistics.fmean(rates.values()), standard_error=_clustered_error(list(rates.values())), task_pass_rates=rates,
+        pass_at={k: found for k in ks if (found := estimate_pass_at(k, [(len(task), sum(task)) for task in passes.values()])) is not None},
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ engines that have come back, so that neither is noticed late.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from rlvr_api.wire import EnvironmentInfo
 from rlvr_trainer.collector.collector import EventLoopThread
 from rlvr_trainer.collector.episode import EpisodeRunner
 from rlvr_trainer.context import RunContext
 from rlvr_trainer.evaluation import EvaluationPlan, evaluate
-from rlvr_trainer.metrics import EvaluationResult, summarize_evaluation
+from rlvr_trainer.metrics import EvaluationCell, EvaluationResult, summarize_evaluation
 from rlvr_trainer.metrics_log import MetricsLog
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.progress import ProgressBoard
@@ -64,6 +65,8 @@ class Run:
     board: ProgressBoard
     metrics: MetricsLog
     instruments: StepInstruments
+    held_out: tuple[EnvironmentInfo, ...]
+    """What the verifier service has for evaluations."""
     evaluation: EvaluationPlan
     versions: VersionHistory
     published: bool = False
@@ -121,30 +124,41 @@ class Run:
             report = self.publisher.publish(self._weights(), version)
             self.published = True
             while not self.publisher.clean_engines():
+                if not self.publisher.handles():
+                    deadline = time.monotonic() + limit
                 if time.monotonic() > deadline:
                     raise NoEngineError(f"no engine took weight version {version}: {_reasons(self.publisher)}; look at the engines' logs")
                 time.sleep(POLL_SECONDS)
-                if not self.publisher.handles():
-                    deadline = time.monotonic() + limit
                 self.check()
         self.board.update(weight_version=version)
         return report
 
-    def evaluate(self, keys: StageKeys, step: int, total_step: int) -> EvaluationResult:
+    def evaluate(
+        self, keys: StageKeys, step: int, total_step: int, plan: EvaluationPlan | None = None, ks: Sequence[int] = ()
+    ) -> EvaluationResult:
         """Evaluate the current version on the held-out tasks and keep result and rollouts.
 
         Args:
             step: optimizer steps of the stage.
             total_step: over all stages.
+            plan: other tasks than those of `spec.evaluation`.
+            ks: numbers of tries to estimate pass@k for.
         """
-        attempt, version = self.context.attempt, self.versions.current
-        self.board.update(message=f"evaluating on {len(self.evaluation.tasks)} held-out tasks")
+        attempt, version, plan = self.context.attempt, self.versions.current, plan or self.evaluation
+        self.board.update(message=f"evaluating on {len(plan.tasks)} held-out tasks")
         seed = self.context.job.spec.seed
         prefix = f"{self.context.job.metadata.name}/{keys.name}/{attempt}/evaluation/{step}"
-        groups = self.wait_for(self.loop.submit(evaluate(self.runner, self.evaluation, prefix, seed)))
+        groups = self.wait_for(self.loop.submit(evaluate(self.runner, plan, prefix, seed)))
         write_groups(self.store, keys.evaluation_rollouts(step, attempt), groups)
         result = summarize_evaluation(
-            groups, stage=keys.name, stage_index=keys.index, step=step, weight_version=version, time=datetime.now(UTC), attempt=attempt
+            groups,
+            stage=keys.name,
+            stage_index=keys.index,
+            step=step,
+            weight_version=version,
+            time=datetime.now(UTC),
+            attempt=attempt,
+            ks=ks,
         )
         self.metrics.write(result)
         self.board.update(held_out_pass_rate=result.pass_rate(), message="")
@@ -160,4 +174,8 @@ def _reasons(publisher: WeightPublisher) -> str:
 
 
 def _describe(result: EvaluationResult) -> str:
-    return ", ".join(f"{cell.environment} level {cell.level} {cell.pass_rate:.3f}" for cell in result.cells) or "no tasks"
+    def describe(cell: EvaluationCell) -> str:
+        tries = "".join(f", pass@{k} {found.mean:.3f} [{found.lower:.3f}, {found.upper:.3f}]" for k, found in cell.pass_at.items())
+        return f"{cell.environment} level {cell.level} {cell.pass_rate:.3f}{tries}"
+
+    return "; ".join(map(describe, result.cells)) or "no tasks"

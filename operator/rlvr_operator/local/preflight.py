@@ -41,7 +41,13 @@ def resolve_paths(job: RLVRJob, base_dir: Path) -> RLVRJob:
         )
         for environment in job.spec.environments
     )
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"model": model, "environments": environments})})
+    stages = tuple(
+        stage
+        if stage.sft is None
+        else stage.model_copy(update={"sft": stage.sft.model_copy(update={"traces": _absolute(stage.sft.traces, base_dir)})})
+        for stage in job.spec.stages
+    )
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"model": model, "environments": environments, "stages": stages})})
 
 
 def find_problems(job: RLVRJob, runs_dir: Path) -> tuple[Problem, ...]:
@@ -140,6 +146,14 @@ def _dataset_problems(job: RLVRJob) -> Iterator[Problem]:
         file = Path(environment.math.dataset.removeprefix(FILE_SCHEME))
         if not file.is_file():
             yield Problem(f"spec.environments[{index}].math.dataset", f"there is no file {file}; it is JSONL of problem and answer")
+    for index, stage in enumerate(job.spec.stages):
+        if stage.sft is None or not stage.sft.traces.startswith(FILE_SCHEME):
+            continue
+        file = Path(stage.sft.traces.removeprefix(FILE_SCHEME))
+        if not file.is_file():
+            yield Problem(
+                f"spec.stages[{index}].sft.traces", f"there is no file {file}; it is JSONL of messages, or of prompt and completion"
+            )
 
 
 def _gpu_problems(job: RLVRJob, gpus: int) -> Iterator[Problem]:

@@ -38,17 +38,21 @@ class RunData:
 
     @property
     def planned_steps(self) -> int:
-        """Optimizer steps of all stages."""
-        return sum(stage.rlvr.steps for stage in self.job.spec.stages if stage.rlvr is not None)
+        """Optimizer steps of all stages; of those that depend on data, as many as were taken so far."""
+        return sum(map(self._steps_of, range(len(self.job.spec.stages))))
 
     def offsets(self) -> Mapping[int, int]:
         """What to add to a stage's step numbers so that they count the whole job's steps, by stage index."""
         found: dict[int, int] = {}
         before = 0
-        for index, stage in enumerate(self.job.spec.stages):
+        for index in range(len(self.job.spec.stages)):
             found[index] = before
-            before += stage.rlvr.steps if stage.rlvr is not None else 0
+            before += self._steps_of(index)
         return found
+
+    def _steps_of(self, index: int) -> int:
+        taken = max((step.step for step in self.steps if step.stage_index == index), default=0)
+        return max(self.job.spec.stages[index].planned_steps, taken)
 
     def position(self, record: StepMetrics | EvaluationResult) -> int:
         """Place of a record on the horizontal axis: optimizer steps of the whole job."""
@@ -83,7 +87,8 @@ def choose_samples(when: str, step: StepRollouts, seed: str) -> list[Sample]:
 
 
 def _samples(source: RunSource) -> list[Sample]:
-    recorded = [(stage, step) for stage in stages_of(source.job) for step in recorded_steps(source.store, stage)]
+    sampled = [stage for stage in stages_of(source.job) if source.job.spec.stages[stage.index].rlvr is not None]
+    recorded = [(stage, step) for stage in sampled for step in recorded_steps(source.store, stage)]
     wanted = {"early": recorded[:1], "late": recorded[-1:] if len(recorded) > 1 else []}
     return [
         sample

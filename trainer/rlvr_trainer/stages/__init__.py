@@ -5,15 +5,17 @@ from typing import Protocol
 
 from rlvr_api.stages import Stage
 from rlvr_trainer.run import Run
+from rlvr_trainer.stages.evaluate import EvaluateStage
 from rlvr_trainer.stages.rlvr import RlvrStage
+from rlvr_trainer.stages.sft import SftStage
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 
 
 class StageRunner(Protocol):
     """What the process does with a stage."""
 
-    def execute(self) -> None:
-        """Run to the end from where the store says it stands."""
+    def execute(self) -> int:
+        """Run to the end from where the store says it stands; returns the stage's optimizer steps."""
         ...
 
 
@@ -25,4 +27,4 @@ class StageFactory(Protocol):
         ...
 
 
-STAGES: Mapping[str, StageFactory] = {"rlvr": RlvrStage}
+STAGES: Mapping[str, StageFactory] = {"sft": SftStage, "rlvr": RlvrStage, "evaluate": EvaluateStage}

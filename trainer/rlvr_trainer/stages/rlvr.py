@@ -65,8 +65,8 @@ class RlvrStage:
         self._step = 0
         self._phases: dict[Phase, float] = {}
 
-    def execute(self) -> None:
-        """Run to the last step.
+    def execute(self) -> int:
+        """Run to the last step; returns it.
 
         Raises:
             StopRequestedError: asked to stop; a checkpoint of the last step is committed.
@@ -90,6 +90,7 @@ class RlvrStage:
             if collector is not None:
                 collector.close()
         self._finish_uploads()
+        return self._step
 
     def _restore(self) -> ResumePlan:
         """Load the checkpoint and train the recorded steps after it."""

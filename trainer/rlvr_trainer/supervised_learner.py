@@ -1,0 +1,91 @@
+"""The learner of supervised stages: a batch of examples becomes one optimizer update.
+
+    examples -> trees of one branch -> micro-batches -> −Σ log p / N -> `training.Trainer` -> SupervisedReport
+
+N counts the completion tokens of the batch: every token weighs the same, and how the batch is cut does not change the gradient. Examples
+are packed side by side under an attention that keeps them apart. Temperature is 1: likelihood, not sampling, is what is trained.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from rlvr_api.stages import Optimizer
+from rlvr_trainer.packing import Branch, PackedBatch, Tree, plan_micro_batches
+from rlvr_trainer.policy import Policy
+from rlvr_trainer.traces import Example
+from rlvr_trainer.training import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedReport:
+    """What a step did."""
+
+    examples: int
+    tokens: int
+    """Completion tokens."""
+    loss: float
+    """Mean negative log-likelihood of a token, nats."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    entropy: float
+    """Mean, nats."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by phase, as `training.Trainer.update` counts it."""
+
+
+class SupervisedLearner:
+    """Trains `policy` on examples; optimizer and schedule are new.
+
+    Args:
+        total_steps: of the schedule.
+    """
+
+    def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int, tokens_per_micro_batch: int) -> None:
+        self._trainer = Trainer(policy, optimizer, total_steps)
+        self._tokens_per_micro_batch = tokens_per_micro_batch
+
+    def step(self, examples: Sequence[Example], place: str) -> SupervisedReport:
+        """Learn from a batch.
+
+        Raises:
+            NonFiniteStepError: the loss or the gradient is not finite; the weights are unchanged.
+        """
+        trees = [
+            Tree(index, example.prompt_ids, (Branch(example.completion_ids, (0.0,) * len(example.completion_ids)),))
+            for index, example in enumerate(examples)
+        ]
+        tokens = sum(tree.trained_tokens for tree in trees)
+        entropies: list[Tensor] = []
+        policy = self._trainer.policy
+
+        def loss_of(_: int, packed: PackedBatch) -> Tensor:
+            scores = policy.completion_logprobs(packed, 1.0)
+            entropies.append(scores.entropies.double().sum())
+            return -scores.logprobs.sum() / tokens
+
+        seconds: dict[str, float] = {}
+        plan = plan_micro_batches(trees, self._tokens_per_micro_batch)
+        update = self._trainer.update(
+            plan, loss_of, seconds, place, lambda found: f"the examples {', '.join(examples[index].name for index in found)}"
+        )
+        self._trainer.step += 1
+        entropy = math.fsum(torch.stack(entropies).tolist()) / tokens
+        return SupervisedReport(len(examples), tokens, update.loss, update.gradient_norm, update.learning_rate, entropy, seconds)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Trainer.tensors`."""
+        return self._trainer.tensors()
+
+    def scalars(self) -> dict[str, JsonValue]:
+        """See `Trainer.scalars`."""
+        return self._trainer.scalars()
+
+    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
+        """See `Trainer.load`."""
+        self._trainer.load(tensors, scalars)

@@ -1,0 +1,143 @@
+"""Supervised examples from a file of traces: prompts and completions as token ids, exactly as an engine would see and say them.
+
+    JSON lines (file:// or s3://) -> conversations -> one example for each turn of the assistant -> tokens -> TraceSet
+
+Every fault of the file is a `BadInputError` that lists the first lines at fault; nothing is dropped in silence.
+
+Not covered: files larger than memory, Parquet, tools and images in messages.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlvr_api.stages import Sft
+from rlvr_api.wire import Message
+from rlvr_trainer.chat import ChatFormat
+from rlvr_trainer.context import BadInputError, RunContext
+from rlvr_trainer.storage.client import ObjectStore, S3Settings
+from rlvr_trainer.storage.documents import first_fault
+from rlvr_trainer.storage.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+SHOWN_FAULTS = 10
+FILE_SCHEME = "file://"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a supervised step learns from."""
+
+    name: str
+    """For messages, for example `line 12`."""
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """Ends with an end token."""
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion together."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSet:
+    """All examples of a file."""
+
+    examples: tuple[Example, ...]
+    sha256: str
+    """Digest of the file."""
+    too_long: int
+    """Examples that were left out."""
+
+
+class Trace(BaseModel):
+    """One line of the file; fields that it does not know, such as a source or a score, are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    messages: Annotated[tuple[Message, ...], Field(min_length=2)] | None = None
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    completion: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.messages is None) is not (self.prompt is not None and self.completion is not None):
+            raise ValueError("a trace has either messages, or prompt and completion")
+        if self.messages is not None and not any(message.role == "assistant" for message in self.messages[1:]):
+            raise ValueError("no message after the first is the assistant's, so there is nothing to learn")
+        return self
+
+    def conversations(self) -> Iterator[tuple[Message, ...]]:
+        """Each turn of the assistant with all that came before it."""
+        messages = self.messages or (
+            Message(role="user", content=self.prompt or ""),
+            Message(role="assistant", content=self.completion or ""),
+        )
+        for place, message in enumerate(messages):
+            if place > 0 and message.role == "assistant":
+                yield messages[: place + 1]
+
+
+def read_traces(context: RunContext, stage: Sft, chat: ChatFormat) -> TraceSet:
+    """The examples of a stage.
+
+    Raises:
+        BadInputError: the file is not there, has faults, or leaves no example.
+    """
+    spec, place = context.job.spec, f"traces {stage.traces}"
+    data = _read(stage.traces, S3Settings(context.s3_endpoint, spec.storage.region), place)
+    examples = tuple(_examples(data, chat, place))
+    fitting = tuple(example for example in examples if example.tokens <= spec.model.max_model_len)
+    longest = max((example.tokens for example in examples), default=0)
+    if not fitting or (stage.too_long == "refuse" and len(fitting) < len(examples)):
+        raise BadInputError(
+            f"{place}: {len(examples) - len(fitting)} of {len(examples)} examples have more tokens than model.maxModelLen "
+            f"{spec.model.max_model_len}, the longest {longest}: raise it, or shorten the traces"
+            if examples
+            else f"{place} has no line, so there is nothing to learn: write at least one trace"
+        )
+    if len(fitting) < len(examples):
+        logger.warning("%s: %d of %d examples are too long and left out", place, len(examples) - len(fitting), len(examples))
+    return TraceSet(fitting, hashlib.sha256(data).hexdigest(), len(examples) - len(fitting))
+
+
+def _read(uri: str, settings: S3Settings, place: str) -> bytes:
+    try:
+        if uri.startswith(FILE_SCHEME):
+            return Path(uri.removeprefix(FILE_SCHEME)).read_bytes()
+        folder, _, key = uri.rpartition("/")
+        return ObjectStore.open(folder, settings).get(key)
+    except OSError as error:
+        raise BadInputError(f"{place} cannot be read: {error.strerror or error}; check the path") from None
+    except (StorageError, ValueError) as error:
+        if isinstance(error, StorageError) and not error.permanent:
+            raise
+        raise BadInputError(f"{place} cannot be read: {error}") from None
+
+
+def _examples(data: bytes, chat: ChatFormat, place: str) -> Iterator[Example]:
+    faults: list[str] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield from _parse(line, number, chat)
+        except ValidationError as error:
+            faults.append(f"line {number}: {first_fault(error)}")
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    if faults:
+        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        raise BadInputError(f"{place}: {'; '.join(faults[:SHOWN_FAULTS])}{more}")
+
+
+def _parse(line: bytes, number: int, chat: ChatFormat) -> Sequence[Example]:
+    trace = Trace.model_validate_json(line)
+    return [Example(f"line {number}", *chat.answer(conversation)) for conversation in trace.conversations()]
