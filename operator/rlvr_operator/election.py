@@ -98,7 +98,7 @@ class Election:
         if found is None:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._cluster.create(self._lease(None))
-            return "nobody"
+            return await self._try()
         holder = str(found["spec"].get("holderIdentity") or "")
         version = found["metadata"]["resourceVersion"]
         if version != self._seen_version:
