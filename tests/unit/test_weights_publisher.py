@@ -503,6 +503,15 @@ def test_calls_carry_the_trace_of_their_update(rig):
     assert all(f"-{trace}-" in header["traceparent"] for header in headers[-6:])
 
 
+def test_something_else_than_an_engine_is_lost_and_named(rig):
+    stranger = rig.engine()
+    stranger.do_get_world_size = lambda body: {"hello": "world"}
+    publisher = rig.publisher([stranger.handle])
+    report = rig.publish(publisher, 0)
+    assert "answered without world_size: is it an engine?" in report.dropped[stranger.handle.name]
+    assert publisher.clean_engines() == ()
+
+
 def test_an_answer_without_log_probs_is_named():
     with ExitStack() as stack:
         engine = Rig(stack).engine()

@@ -72,11 +72,11 @@ class EngineClient:
 
     def weight_version(self, timeout_seconds: float | None = None) -> str:
         """The version in use; `default` in an engine that has never been updated. The engine's loop answers, so it is alive."""
-        return str(self._call("GET", "/weight_info", timeout_seconds=timeout_seconds)["weight_version"])
+        return str(self._read("/weight_info", "weight_version", timeout_seconds))
 
     def world_size(self) -> int:
         """Workers of the engine, over all kinds of parallelism."""
-        return int(self._call("GET", "/get_world_size")["world_size"])
+        return int(self._read("/get_world_size", "world_size"))
 
     def invite(self, invitation: Invitation) -> None:
         """Ask it to join a group; it joins in the background."""
@@ -139,6 +139,12 @@ class EngineClient:
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise EngineError(f"engine {self.handle.name}: /inference/v1/generate answered without {error}: {str(answer)[:200]}") from error
+
+    def _read(self, path: str, key: str, timeout_seconds: float | None = None) -> int | str:
+        value = self._call("GET", path, timeout_seconds=timeout_seconds).get(key)
+        if not isinstance(value, int | str):
+            raise EngineError(f"engine {self.handle.name}: GET {self.handle.base_url}{path} answered without {key}: is it an engine?")
+        return value
 
     def _call(self, method: str, path: str, body: Any = None, timeout_seconds: float | None = None) -> dict[str, Any]:
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds

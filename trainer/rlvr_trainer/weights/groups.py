@@ -115,7 +115,13 @@ def _lookout(sender: Sender, ranks: Sequence[int], find_dead: FindDead) -> Itera
 
     def look() -> None:
         while not over.wait(LIVENESS_SECONDS):
-            if find_dead(ranks) and not over.is_set():
+            try:
+                dead = find_dead(ranks)
+            except Exception:  # the border of the thread: the publisher may have been closed meanwhile
+                if not over.is_set():
+                    log.exception("looking after the members of a broadcast failed; its time-out is what ends it now")
+                return
+            if dead and not over.is_set():
                 sender.abort()
                 return
 
@@ -162,7 +168,8 @@ class GroupFactory:
 
     def call(self, names: Iterable[str], function: Callable[[EngineClient], T]) -> tuple[dict[str, T], dict[str, EngineError]]:
         """Call a function for several engines at the same time: results, and errors, by name."""
-        futures = {name: self._pool.submit(function, self._clients[name]) for name in names}
+        clients = self._clients
+        futures = {name: self._pool.submit(function, clients[name]) for name in names if name in clients}
         results, errors = {}, {}
         for name, future in futures.items():
             try:

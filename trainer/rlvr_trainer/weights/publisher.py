@@ -14,7 +14,7 @@ job's `weightSync`, or less. Not covered: what to do with too few engines; the r
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -39,6 +39,7 @@ log = logging.getLogger("rlvr.weights")
 MIB = 2**20
 MAX_ROUNDS = 3
 """Broadcasts of one version. More than two are needed only when engines die in two of them in a row."""
+WAITING = frozenset({EngineStatus.DIRTY, EngineStatus.QUARANTINED})
 MAX_CALLS = 128
 """Calls to engines at the same time, but for swaps."""
 LOOK_SECONDS = 5.0
@@ -132,7 +133,7 @@ class WeightPublisher:
         if version <= self._version:
             raise ValueError(f"version {version} is not above {self._version}, which was published: versions are never used again")
         self._version = version
-        return self._bring(named_tensors, version, _takes_part)
+        return self._bring(named_tensors, version, WAITING | {EngineStatus.CLEAN})
 
     def sync_joiners(self, named_tensors: Mapping[str, torch.Tensor], version: int) -> PublishReport:
         """Bring the current version to engines that came (back) since it was published; the others do not notice.
@@ -142,7 +143,7 @@ class WeightPublisher:
         """
         if version != self._version:
             raise ValueError(f"version {version} is not the current one, {self._version}: joiners get what the others have")
-        return self._bring(named_tensors, version, lambda state: _takes_part(state) and state.status is not EngineStatus.CLEAN)
+        return self._bring(named_tensors, version, WAITING)
 
     def set_engines(self, engines: Sequence[EngineHandle]) -> None:
         """Use these engines and no others. New ones are dirty; those that are left out get no prompts from now on. Returns at once."""
@@ -180,7 +181,9 @@ class WeightPublisher:
             client.abort_all()
             client.resume()
 
-        done, errors = self._groups.call(self._clients.copy(), end)
+        with self._updating:
+            done, errors = self._groups.call(self._clients, end)
+        self._apply_wanted()
         for error in errors.values():
             log.warning("cannot abort requests of earlier attempts: %s", error)
         return tuple(done)
@@ -213,9 +216,9 @@ class WeightPublisher:
             finally:
                 self._updating.release()
 
-    def _bring(self, tensors: Mapping[str, torch.Tensor], version: int, takes_part: Callable[[EngineState], bool]) -> PublishReport:
+    def _bring(self, tensors: Mapping[str, torch.Tensor], version: int, statuses: Set[EngineStatus]) -> PublishReport:
         with self._updating:
-            names = [name for name, state in self._book.states().items() if takes_part(state)]
+            names = [name for name, state in self._book.states().items() if state.status in statuses]
             report = self._bring_to(names, tensors, version)
         self._apply_wanted()
         return report
@@ -393,7 +396,3 @@ def highest_version(engines: Sequence[EngineHandle], timeout_seconds: float = LO
                 continue
             highest = max(highest, int(version)) if version.isdecimal() else highest
     return highest
-
-
-def _takes_part(state: EngineState) -> bool:
-    return state.status is not EngineStatus.LOST
