@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+from kubernetes.aio.config import kube_config
 
 from rlvr_api import names
 from rlvr_operator.kinds import CHILD_SELECTOR, KINDS, WATCHED
@@ -210,6 +211,7 @@ def run_operator(settings: dict[str, str], log: str, faults: tuple[Fault, ...]) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(settings)
+    kube_config.KUBE_CONFIG_DEFAULT_LOCATION = settings["KUBECONFIG"]  # it was read when the server of processes imported the client
     if faults:
         interfere({fault.job: fault for fault in faults})
     from rlvr_operator.__main__ import main
