@@ -1,15 +1,20 @@
 """Fixtures of a cluster that trains; what they open is in tests/support/training_cluster.py."""
 
+import os
+
 import pytest
-from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
+from training_cluster import missing, open_namespaces, open_operator, open_store, run, start_job, start_long_job
 
 MAX_JOBS = 4
 
 
 @pytest.fixture(scope="session")
 def cluster():
+    """A cluster with all images; on the test node, NetworkPolicies are enforced from here on."""
     if reason := missing():
         pytest.skip(reason)
+    if node := os.environ.get("RLVR_NODE"):
+        run(node, "policies")
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +42,7 @@ def train(operator, store, namespaces):
     return lambda **changes: start_job(free.pop(), store, **changes)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def job(operator, store, namespaces):
-    """One long job with two engines, which all tests of a module disturb in turn."""
+    """One long job with two engines, which tests disturb in turn."""
     return start_long_job(namespaces[0], store)

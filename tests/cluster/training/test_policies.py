@@ -1,0 +1,73 @@
+"""Who may reach a job's pods while its NetworkPolicies are enforced: its own pods and the operator, and nobody else.
+
+Needs RLVR_NODE, the test node's command, or a cluster whose network plug-in enforces policies (RLVR_POLICIES=1 says that it does).
+"""
+
+import json
+import os
+import secrets
+
+import pytest
+from training_cluster import TAG, kubectl, wait_for
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (os.environ.get("RLVR_NODE") or os.environ.get("RLVR_POLICIES")), reason="needs a cluster that enforces NetworkPolicies"
+    ),
+]
+TRY = """
+import socket, sys
+for target in sys.argv[1:]:
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 4).close()
+        print(target, "reached")
+    except OSError as error:
+        print(target, "refused")
+"""
+
+
+@pytest.fixture
+def reach(job):
+    """Tries to connect from a pod with given labels in a given namespace; returns what came of it, by target."""
+    made = []
+
+    def attempt(namespace, labels, targets):
+        name = f"probe-{secrets.token_hex(3)}"
+        made.append((namespace, name))
+        container = {
+            "name": "probe", "image": f"rlvr/verifier:{TAG}", "command": ["/opt/venv/bin/python", "-c", TRY, *targets],
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True,
+                                "seccompProfile": {"type": "RuntimeDefault"}},
+        }  # fmt: skip
+        pod = {
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "spec": {"restartPolicy": "Never", "containers": [container]},
+        }  # fmt: skip
+        kubectl("apply", "-f", "-", text=json.dumps(pod))
+        phase = ("get", "pod", name, "-o", "jsonpath={.status.phase}")
+        wait_for(lambda: kubectl("-n", namespace, *phase) == "Succeeded", 90, lambda: kubectl("-n", namespace, "describe", "pod", name))
+        return dict(line.split() for line in kubectl("-n", namespace, "logs", name).splitlines())
+
+    yield attempt
+    for namespace, name in made:
+        kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
+
+
+def test_a_foreign_pod_reaches_no_part_of_a_job(job, store, reach):
+    address = {role: job.live_pods(role)[0]["status"]["podIP"] for role in ("rollout", "verifier", "learner")}
+    closed = [f"{address['rollout']}:8000", f"{address['verifier']}:8081", f"{address['learner']}:8082"]
+    open_to_all = f"{store.address()}:8333"
+    for namespace in (job.namespace, "default"):
+        found = reach(namespace, {"app": "stranger"}, [*closed, open_to_all])
+        assert found == dict.fromkeys(closed, "refused") | {open_to_all: "reached"}, namespace
+    job.steps_go_on(60)
+
+
+def test_a_verifier_reaches_the_store_and_not_the_engines(job, store, reach):
+    labels = {"rlvr.dev/job": job.name, "rlvr.dev/role": "verifier"}
+    engine = f"{job.live_pods('rollout')[0]['status']['podIP']}:8000"
+    learner = f"{job.live_pods('learner')[0]['status']['podIP']}:8082"
+    shop = f"{store.address()}:8333"
+    assert reach(job.namespace, labels, [engine, learner, shop]) == {engine: "refused", learner: "refused", shop: "reached"}
