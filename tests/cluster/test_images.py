@@ -1,7 +1,7 @@
 """The images, in the pods that the operator renders for them: Pod Security `restricted`, read-only root, no compiler, no more than needed.
 
-Needs `kubectl`, KUBECONFIG of a cluster for tests, and the images on its nodes (`images/build --load COMMAND`). Jobs of several pods are
-trained elsewhere; here each image runs alone.
+Needs `kubectl`, KUBECONFIG of a cluster for tests, and the images on its nodes (`images/build --load COMMAND`). Here each image
+runs alone; `training/` trains with all of them.
 """
 
 import base64
@@ -20,8 +20,9 @@ from rlvr_api.loading import load_job
 from rlvr_api.process import Role
 from rlvr_operator import render
 from rlvr_operator.autoscale import Scale
+from rlvr_operator.plan import WEIGHT_TRANSFER_BACKEND
 from rlvr_operator.render import Owner, Site
-from rlvr_operator.render.site import MODEL_DIR, PYTHON
+from rlvr_operator.render.site import PYTHON
 
 pytestmark = [
     pytest.mark.skipif(
@@ -30,6 +31,8 @@ pytestmark = [
     ),
     pytest.mark.timeout(360),
 ]
+PATIENCE_SECONDS = 240
+"""For one pod, on a machine that is busy with more than this."""
 VERSION = importlib.metadata.version("rlvr-operator")
 ROLES = ("operator", "verifier", "learner", "rollout")
 JOB = load_job(b"""
@@ -44,21 +47,18 @@ spec:
   stages: [{name: climb, rlvr: {steps: 1}}]
   rollouts: {pod: {resources: {requests: {cpu: 100m}}}}
 """)
-GENERATE = """
-import json, urllib.request
-body = {"token_ids": [3, 4, 5], "sampling_params": {"n": 2, "max_tokens": 4, "logprobs": 0, "ignore_eos": True}, "return_token_ids": True}
-request = urllib.request.Request(
-    "http://127.0.0.1:8000/inference/v1/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-)
-print(urllib.request.urlopen(request, timeout=60).read().decode())
-"""
-MAKE_MODEL = f"""
-import shutil
-from pathlib import Path
-from rlvr_trainer.pretrained import write_tiny_model
-write_tiny_model(Path("/tmp/tiny"))
-for file in Path("/tmp/tiny").iterdir():
-    shutil.copyfile(file, Path("{MODEL_DIR}") / file.name)
+ENGINE = f"""
+import json, os, torch
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.platforms import current_platform
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+current_platform.import_kernels()
+print(json.dumps({{
+    "transport": "{WEIGHT_TRANSFER_BACKEND}" in WeightTransferEngineFactory._registry,
+    "kernels": hasattr(torch.ops._C, "init_cpu_memory_env"),
+    "openmp": os.environ["LD_PRELOAD"] in open("/proc/self/maps").read(),
+}}))
 """
 LIBRARIES = """
 import importlib.util, json, os, shutil
@@ -139,12 +139,12 @@ def start(role, namespace, name, spec):
     )
 
 
-def wait_for(namespace, name, reached, seconds):
-    deadline = time.monotonic() + seconds
+def wait_until_ready(namespace, name):
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         status = json.loads(kubectl("get", "pod", "-n", namespace, name, "-o", "json"))["status"]
-        if reached(status):
-            return status
+        if is_ready(status):
+            return
         logs = kubectl("logs", "-n", namespace, name, "--all-containers", "--prefix", "--tail=40", "--ignore-errors")
         told = f"{json.dumps(status.get('containerStatuses'))}\n{logs}"
         assert status["phase"] != "Failed", told
@@ -161,14 +161,14 @@ def with_command(spec, command, env):
     return {**spec, "containers": [{**container, "command": command, "env": env}]}
 
 
-def ended(namespace, name, seconds=60):
-    deadline = time.monotonic() + seconds
+def ended(namespace, name):
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         status = json.loads(kubectl("get", "pod", "-n", namespace, name, "-o", "json"))["status"]
         if status["phase"] in ("Succeeded", "Failed"):
             return status["containerStatuses"][0]["state"]["terminated"]["exitCode"], kubectl("logs", "-n", namespace, name)
         time.sleep(0.5)
-    raise AssertionError(f"{name} did not end in {seconds} s: {json.dumps(status)}")
+    raise AssertionError(f"{name} did not end in {PATIENCE_SECONDS} s: {json.dumps(status)}")
 
 
 def operator_spec(namespace):
@@ -206,18 +206,12 @@ def test_says_what_is_missing_when_started_by_hand(namespace, role, module, mess
 
 def test_the_verifier_gets_ready(namespace):
     start("verifier", namespace, "verifier", template("verifier", namespace)["spec"])
-    wait_for(namespace, "verifier", is_ready, 120)
+    wait_until_ready(namespace, "verifier")
 
 
-def test_an_engine_generates_with_log_probabilities_and_our_weight_transport(namespace):
+def test_an_engine_finds_its_kernels_and_our_weight_transport(namespace):
     spec = template("rollout", namespace)["spec"]
-    container = spec["containers"][0]
-    make_model = {key: value for key, value in container.items() if not key.endswith("Probe") and key != "ports"}
-    make_model |= {"name": "model", "command": [PYTHON, "-c", MAKE_MODEL], "env": []}
-    start("rollout", namespace, "rollout", {**spec, "initContainers": [make_model]})
-    wait_for(namespace, "rollout", is_ready, 300)
-    answer = json.loads(kubectl("exec", "-n", namespace, "rollout", "-c", "rollout", "--", PYTHON, "-c", GENERATE))
-    assert len(answer["choices"]) == 2
-    for choice in answer["choices"]:
-        assert len(choice["token_ids"]) == len(choice["logprobs"]["content"]) == 4
-        assert all(token["logprob"] <= 0 for token in choice["logprobs"]["content"])
+    start("rollout", namespace, "rollout", with_command(spec, [PYTHON, "-c", ENGINE], spec["containers"][0]["env"]))
+    code, log = ended(namespace, "rollout")
+    assert code == 0, log
+    assert json.loads(log.splitlines()[-1]) == {"transport": True, "kernels": True, "openmp": True}
