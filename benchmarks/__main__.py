@@ -16,7 +16,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+FILES = {path.stem.rstrip("_"): path for path in sorted(FOLDER.glob("*.py")) if not path.stem.startswith("_")}
+"""A file that would hide a module of the standard library, such as `operator`, has an underscore behind its name."""
+NAMES = sorted(FILES)
 INTRODUCTION = """# Benchmarks
 
 Written by `make bench`, which runs all of them one after the other; `make bench NAME=...` prints one. Each table has its limit beside it,
@@ -50,9 +52,7 @@ def run(name: str) -> str | None:
     """What a benchmark printed, shown as well; None when it failed, or did not end with a JSON object."""
     print(f"running {name} ...", file=sys.stderr, flush=True)
     try:
-        done = subprocess.run(
-            [sys.executable, str(FOLDER / f"{name}.py")], check=False, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS
-        )
+        done = subprocess.run([sys.executable, str(FILES[name])], check=False, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         print(f"error: {name} took longer than {TIMEOUT_SECONDS:.0f} s", file=sys.stderr)
         return None
