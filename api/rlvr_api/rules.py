@@ -72,6 +72,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "groups of equal rewards carry a gradient where reinforcePlusPlus.groupBaseline is false: set zeroVariance to skip",
         ),
     ),
+    "RejectionSampling": (
+        Rule("self.keepPerPrompt <= self.samplesPerPrompt", "keepPerPrompt is above samplesPerPrompt: lower it"),
+        Rule("self.optimizer.schedule == 'constant'", "a cosine needs a last step, and what passes decides it: write constant"),
+    ),
     "Evaluate": (Rule("self.k.all(n, n <= self.samplesPerTask)", "pass@k needs k samples of a task: raise samplesPerTask"),),
     "Rollouts": (
         Rule(

@@ -98,6 +98,37 @@ class Sft(ApiModel):
     """Optimizer and schedule."""
 
 
+class RejectionSampling(ApiModel):
+    """Best of N by the verifiers: fine-tunes the model on its own completions that passed, round after round. Needs no teacher.
+
+    A round samples with the newest weights, keeps different completions that passed and ended by themselves, and learns from them as
+    `sft` does. Levels rise between rounds.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Times that the model is sampled and then trained."""
+    prompts_per_round: Annotated[int, Field(ge=1, le=65_536)] = 256
+    """Tasks of a round."""
+    samples_per_prompt: Annotated[int, Field(ge=2, le=1024)] = 16
+    """N: completions of each task."""
+    keep_per_prompt: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Completions kept of each task at most, so that easy tasks do not crowd out hard ones."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over what a round kept."""
+    examples_per_step: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Examples of an optimizer step."""
+    optimizer: SupervisedOptimizer = SupervisedOptimizer()
+    """Optimizer and schedule, over all rounds. How many steps there will be depends on what passes, so the schedule is constant."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_per_prompt > self.samples_per_prompt:
+            raise ValueError(f"keepPerPrompt {self.keep_per_prompt} is above samplesPerPrompt {self.samples_per_prompt}: lower it")
+        if self.optimizer.schedule != "constant":
+            raise ValueError(f"optimizer.schedule {self.optimizer.schedule} needs a last step, and what passes decides it: write constant")
+        return self
+
+
 class Evaluate(ApiModel):
     """Measures pass@k on held-out tasks, by environment and level, with 95 % intervals. Changes no weights."""
 
@@ -117,7 +148,7 @@ class Evaluate(ApiModel):
         return self
 
 
-STAGE_KINDS = ("sft", "rlvr", "evaluate")
+STAGE_KINDS = ("sft", "rejection_sampling", "rlvr", "evaluate")
 
 
 class Stage(ApiModel):
@@ -127,6 +158,8 @@ class Stage(ApiModel):
     """Names the stage in storage, status and metrics."""
     sft: Sft | None = None
     """Supervised fine-tuning on given traces."""
+    rejection_sampling: RejectionSampling | None = None
+    """Supervised fine-tuning on the model's own completions that passed."""
     rlvr: Rlvr | None = None
     """Reinforcement learning from verifiable rewards."""
     evaluate: Evaluate | None = None

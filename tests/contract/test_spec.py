@@ -87,6 +87,8 @@ REFUSED = {
         "overlong.bufferTokens",
     ),
     "more tries than samples": ("spec.stages.0", {"name": "a", "evaluate": {"k": [1, 32]}}, "pass@k needs k samples"),
+    "more kept than sampled": ("spec.stages.0", {"name": "a", "rejectionSampling": {"keepPerPrompt": 17}}, "above samplesPerPrompt"),
+    "a cosine to nowhere": ("spec.stages.0", {"name": "a", "rejectionSampling": {"optimizer": {"schedule": "cosine"}}}, "write constant"),
     "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
     "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
@@ -177,7 +179,11 @@ ACCEPTED = {
     ),
     "a cold start and a measurement": (
         "spec.stages",
-        [{"name": "a", "sft": {"traces": "s3://data/t.jsonl", "tooLong": "refuse"}}, {"name": "b", "evaluate": {"k": [16]}}],
+        [
+            {"name": "a", "sft": {"traces": "s3://data/t.jsonl", "tooLong": "refuse"}},
+            {"name": "b", "evaluate": {"k": [16]}},
+            {"name": "c", "rejectionSampling": {"rounds": 3}},
+        ],
     ),
     "every rejection": (
         "spec.offPolicy",

@@ -1,7 +1,8 @@
-"""The stage `sft` against a real store, killed and stopped anywhere: it ends with the weights of a run that nothing disturbed."""
+"""The supervised stages against a real store, killed and stopped anywhere: they end with the weights of a run that nothing disturbed."""
 
 import itertools
 import json
+import random
 import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,20 +11,26 @@ import pytest
 import torch
 
 from rlvr_api.spec import RLVRJob
+from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat
+from rlvr_trainer.collector.collector import EventLoopThread
+from rlvr_trainer.collector.episode import UnjudgedError
 from rlvr_trainer.context import BadInputError, RunContext
 from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.metrics_log import MetricsLog, read_steps
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.progress import ProgressBoard
+from rlvr_trainer.rollout import Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.run import Run, StopRequestedError
-from rlvr_trainer.stages.sft import SftStage
+from rlvr_trainer.stages import STAGES
+from rlvr_trainer.stages.rejection_sampling import NothingPassedError, keep_passed
 from rlvr_trainer.storage.attempts import claim_attempt
 from rlvr_trainer.storage.checkpoint_reader import load_latest
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
+from rlvr_trainer.storage.rollouts import read_groups
 from rlvr_trainer.telemetry import StepInstruments
 from rlvr_trainer.versions import VersionHistory
 
@@ -67,7 +74,7 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,7 +111,36 @@ def undisturbed(make_place, model):
     return run, execute(run)
 
 
-def make_run(place, model, attempt, fuse=None):
+SFT = {"epochs": 2, "examplesPerStep": 5, "optimizer": {"learningRate": 1e-3, "schedule": "cosine"}}
+SAMPLING = {"rounds": 2, "promptsPerRound": 6, "samplesPerPrompt": 8, "keepPerPrompt": 2, "epochs": 2, "examplesPerStep": 5}
+
+
+@dataclass
+class Engines:
+    """Samples that depend on the task alone, so that attempts can be compared: even tokens pass, and some are cut off."""
+
+    chat: ChatFormat
+    hopeless: bool = False
+    asked: list[str] = field(default_factory=list)
+
+    async def run(self, episode):
+        self.asked.append(episode.id)
+        rng = random.Random(episode.admission.task_seed)
+        if episode.admission.index == 3:
+            raise UnjudgedError("the verifier said nothing")
+        rollouts = tuple(self._rollout(rng, f"{episode.id}/{number}") for number in range(episode.samples))
+        prompt_ids = (4, 9 + episode.admission.index % 9, 3)
+        return RolloutGroup(episode.admission, "0" * 16, prompt_ids, "1 + 1", rollouts, "rollout-0", "", 1.0, 0.1)
+
+    def _rollout(self, rng, name):
+        token, cut = rng.randrange(20, 30), rng.random() < 0.2
+        passed = token % 2 == 0 and not self.hopeless
+        status = VerdictStatus.PASS if passed else VerdictStatus.FAIL
+        verdict = Verdict(id=name, status=status, score=float(passed), verifier="arithmetic", verifier_version="1")
+        return Rollout((token, 1), (-1.0, -1.0), (VersionSpan(0, 0, 2),), "length" if cut else "stop", "", verdict)
+
+
+def make_run(place, model, attempt, fuse=None, stage=None):
     job = RLVRJob.model_validate({
         "apiVersion": "rlvr.dev/v1alpha1",
         "kind": "RLVRJob",
@@ -114,8 +150,7 @@ def make_run(place, model, attempt, fuse=None):
             "storage": {"uri": place.uri, "endpoint": place.endpoint},
             "environments": [{"name": "sums", "arithmetic": {}}],
             "sampling": {"maxTokens": 8},
-            "stages": [{"name": "cold-start", "sft": {"traces": f"file://{place.traces}", "epochs": 2, "examplesPerStep": 5,
-                                                      "optimizer": {"learningRate": 1e-3, "schedule": "cosine"}}}],
+            "stages": [{"name": "cold-start", **(stage or {"sft": {"traces": f"file://{place.traces}", **SFT}})}],
             "learner": {"checkpoint": {"everySteps": 3, "keepLast": 2}},
         },
     })  # fmt: skip
@@ -126,18 +161,20 @@ def make_run(place, model, attempt, fuse=None):
     )  # fmt: skip
     return LoneRun(
         context=context, stop=threading.Event(), store=store, claim=claim_attempt(store, attempt), policy=Policy.load(model, job.spec),
-        publisher=SimpleNamespace(clean_engines=tuple, states=dict), runner=SimpleNamespace(chat=ChatFormat(model, None, 56)),
-        loop=None, board=ProgressBoard("cold-start", 1, 0, EngineFleet({})), metrics=MetricsLog(store), instruments=StepInstruments(),
-        held_out=(), evaluation=None, versions=VersionHistory(), fuse=fuse,
+        publisher=SimpleNamespace(clean_engines=tuple, states=dict), runner=Engines(ChatFormat(model, None, 56)),
+        loop=EventLoopThread("test"), board=ProgressBoard("cold-start", 1, 0, EngineFleet({})), metrics=MetricsLog(store),
+        instruments=StepInstruments(), held_out=(), evaluation=None, versions=VersionHistory(), fuse=fuse,
     )  # fmt: skip
 
 
 def execute(run):
     """One attempt, from where the store says it stands; the weights it ends with."""
+    stage = run.context.job.spec.stages[0]
     try:
-        SftStage(run, 0, run.context.job.spec.stages[0], load_latest(run.store, KEYS), 0).execute()
+        STAGES[stage.kind](run, 0, stage, load_latest(run.store, KEYS), 0).execute()
     finally:
         run.metrics.close()
+        run.loop.close()
     return {name: tensor.clone() for name, tensor in run.policy.engine_named_tensors().items()}
 
 
@@ -187,3 +224,71 @@ def test_other_traces_than_those_it_began_with_are_refused(place, model):
     place.traces.write_text(place.traces.read_text() + '\n{"prompt": "1", "completion": "1"}')
     with pytest.raises(BadInputError, match="put the old file back"):
         execute(make_run(place, model, 2))
+
+
+@pytest.fixture(scope="module")
+def two_rounds(make_place, model):
+    """A whole run of two rounds of rejection sampling, and the weights it ended with."""
+    run = make_run(make_place(), model, 1, stage={"rejectionSampling": SAMPLING})
+    return run, execute(run)
+
+
+def test_rounds_of_rejection_sampling_learn_what_passed_and_account_for_every_task(two_rounds):
+    run, _ = two_rounds
+    records = [committed.record for committed in read_records(run.store, KEYS)]
+    sampled = [record for record in records if record.rollouts]
+    assert [record.groups for record in sampled] == [(0, 1, 2, 4, 5), (6, 7, 8, 9, 10, 11)]
+    assert [discard.index for record in records for discard in record.discarded] == [3]
+    assert len(records) == 4 + 5  # 5 and 6 tasks with 2 examples each, twice over, 5 at a time
+    steps = {step.step: step for step in read_steps(run.store)}
+    assert set(steps) == set(range(1, len(records) + 1))
+    assert steps[1].rollouts == 40
+    assert 0.2 < steps[1].pass_rate < 0.8
+    assert steps[1].discarded == {"infra_error": 1}
+    assert steps[2].rollouts == 0
+    assert run.evaluated == [0, len(records)]
+    assert run.versions.current == 2  # begin, second round, end
+    assert load_latest(run.store, KEYS).manifest.state.final
+
+
+@pytest.mark.parametrize(("fuses", "asked"), [((0, None), 12), ((2, None), 6), ((6, 1, None), 0)], ids=str)
+def test_killed_rounds_end_with_the_same_weights_and_are_not_sampled_again_once_recorded(place, model, two_rounds, fuses, asked):
+    for attempt, fuse in enumerate(fuses, 1):
+        run = make_run(place, model, attempt, fuse, {"rejectionSampling": SAMPLING})
+        if fuse is None:
+            found = execute(run)
+        else:
+            with pytest.raises(KilledError):
+                execute(run)
+    assert same(found, two_rounds[1])
+    assert [committed.record.groups for committed in read_records(run.store, KEYS)] == [
+        committed.record.groups for committed in read_records(two_rounds[0].store, KEYS)
+    ]
+    assert len(run.runner.asked) == asked
+
+
+def test_what_is_kept_passed_ended_differs_and_is_bounded(two_rounds):
+    run, _ = two_rounds
+    groups = read_groups(run.store, read_records(run.store, KEYS)[0].record.rollouts[0])
+    kept = keep_passed(groups, 2, "0/a")
+    assert len({(one.prompt_ids, one.completion_ids) for one in kept}) == len(kept)
+    good = {
+        (group.prompt_ids, one.token_ids)
+        for group in groups
+        for one in group.rollouts
+        if one.verdict.status is VerdictStatus.PASS and one.finish_reason == "stop"
+    }
+    assert {(one.prompt_ids, one.completion_ids) for one in kept} <= good
+    for group in groups:
+        mine = [one for one in kept if one.prompt_ids == group.prompt_ids]
+        assert len(mine) == min(2, len({ids for prompt, ids in good if prompt == group.prompt_ids}))
+    assert len(keep_passed(groups, 100, "0/a")) == len(good)
+    assert keep_passed(groups, 2, "0/a") == kept
+
+
+def test_a_round_in_which_nothing_passes_says_what_to_do(place, model):
+    run = make_run(place, model, 1, stage={"rejectionSampling": SAMPLING})
+    run.runner.hopeless = True
+    with pytest.raises(NothingPassedError, match="round 1 of stage cold-start keeps none of 40 completions"):
+        execute(run)
+    assert read_records(run.store, KEYS) == ()

@@ -6,6 +6,7 @@ from typing import Protocol
 from rlvr_api.stages import Stage
 from rlvr_trainer.run import Run
 from rlvr_trainer.stages.evaluate import EvaluateStage
+from rlvr_trainer.stages.rejection_sampling import RejectionSamplingStage
 from rlvr_trainer.stages.rlvr import RlvrStage
 from rlvr_trainer.stages.sft import SftStage
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
@@ -27,4 +28,9 @@ class StageFactory(Protocol):
         ...
 
 
-STAGES: Mapping[str, StageFactory] = {"sft": SftStage, "rlvr": RlvrStage, "evaluate": EvaluateStage}
+STAGES: Mapping[str, StageFactory] = {
+    "sft": SftStage,
+    "rejection_sampling": RejectionSamplingStage,
+    "rlvr": RlvrStage,
+    "evaluate": EvaluateStage,
+}

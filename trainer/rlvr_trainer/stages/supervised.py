@@ -40,22 +40,24 @@ class SupervisedLoop:
 
     Args:
         before: optimizer steps of the stages before.
-        steps: optimizer steps of this stage.
+        last_step: the stage's last step; None while nobody knows it, and then it is to be set before it is taken.
         checkpoint: the newest checkpoint of the job when it is of this stage.
     """
 
     def __init__(
-        self, run: Run, keys: StageKeys, before: int, steps: int, learner: SupervisedLearner, checkpoint: LoadedCheckpoint | None
+        self, run: Run, keys: StageKeys, before: int, last_step: int | None, learner: SupervisedLearner, checkpoint: LoadedCheckpoint | None
     ) -> None:
         self.step = 0
         """Steps done."""
-        self._run, self._keys, self._before, self._steps, self._learner = run, keys, before, steps, learner
+        self.last_step = last_step
+        self.phases: dict[str, float] = {}
+        """The thread's time since the last step, by `Phase`."""
+        self._run, self._keys, self._before, self._learner = run, keys, before, learner
         self._checkpoint = checkpoint
         self._records = RecordLog(run.store, keys, run.claim)
         self._writer = CheckpointWriter(run.store, keys, run.claim)
         self._state: Mapping[str, JsonValue] = {}
         self._measured: frozenset[int] = frozenset()
-        self._phases: dict[str, float] = {}
 
     def restore(self) -> ResumePlan:
         """Load the checkpoint; the steps in the plan's `replay` are to be trained again, with `replay`."""
@@ -78,18 +80,22 @@ class SupervisedLoop:
         report = self._train(examples)
         if self.step not in self._measured:
             self._run.metrics.write(self._metrics(report))
-        self._phases = {}
+        self.phases = {}
 
     def begin(self) -> None:
         """Give the engines the weights, and evaluate those that no step has changed."""
-        later = self._run.context.job.spec.stages[self._keys.index + 1 :]
-        total = self._before + self._steps + sum(stage.planned_steps for stage in later)
-        self._run.board.update(stage=self._keys.name, stage_index=self._keys.index, step=self._before + self.step, steps=total)
-        self._run.publish(self._before + self.step)
+        self._run.board.update(stage=self._keys.name, stage_index=self._keys.index)
+        self._show()
+        self.publish()
         if self._is_evaluation_due() and self.step not in evaluated_steps(self._run.store, self._keys):
             self._evaluate()
-        if self.step == self._steps:  # the attempt before trained the last step, and did not commit it
+        if self.step == self.last_step:  # the attempt before trained the last step, and did not commit it
             self.save(final=True)
+
+    def publish(self) -> None:
+        """Give the engines the weights."""
+        with timed(self.phases, Phase.PUBLISH):
+            self._run.publish(self._before + self.step)
 
     def take(
         self,
@@ -98,6 +104,7 @@ class SupervisedLoop:
         state: Mapping[str, JsonValue],
         rollouts: tuple[StoredBlob, ...] = (),
         discarded: tuple[Discard, ...] = (),
+        sampled: Mapping[str, JsonValue] | None = None,
     ) -> None:
         """Take a step.
 
@@ -106,21 +113,24 @@ class SupervisedLoop:
             indices: what it consumes first of the stage's sequence; with those of `discarded`, the next ones.
             state: what a later attempt needs to find the same examples; kept with the record.
             rollouts: objects that hold `indices`.
+            sampled: fields of `StepMetrics` about these.
         """
         self._run.check()
         self._state = state
         with train_step_span(self._keys.name, self._before + self.step + 1, ()):
-            with timed(self._phases, Phase.COMMIT):
+            with timed(self.phases, Phase.COMMIT):
                 self._record(indices, rollouts, discarded)
             report = self._train(examples)
-        self._run.metrics.write(self._metrics(report))  # now, for it would be lost if the process died in what follows
-        self._run.board.update(step=self._before + self.step)
+        metrics = self._metrics(report).model_copy(update={**(sampled or {})})
+        self._run.metrics.write(metrics)  # now, for it would be lost if the process died in what follows
+        self._show()
+        self._run.board.update(reward=metrics.reward_mean, pass_rate=metrics.pass_rate, level={**metrics.levels})
         self._after_step()
-        metrics = self._metrics(report)
+        metrics = metrics.model_copy(update={"phase_seconds": dict(self.phases)})
         self._run.metrics.write(metrics)
         self._run.instruments.record(metrics)
         self._run.board.note_step(seconds_by_part(metrics), 0)
-        self._phases = {}
+        self.phases = {}
 
     def save(self, *, final: bool) -> None:
         """Snapshot the state after the last step; its upload goes on in the background unless the stage or the process ends here."""
@@ -138,7 +148,7 @@ class SupervisedLoop:
             accepted=head.cursor,
             curriculum={**self._state},
         )
-        with timed(self._phases, Phase.CHECKPOINT), tracer().start_as_current_span(SpanName.CHECKPOINT):
+        with timed(self.phases, Phase.CHECKPOINT), tracer().start_as_current_span(SpanName.CHECKPOINT):
             self._writer.snapshot(self._learner.tensors(), state, (), CHECKPOINT_WAIT_SECONDS)
         if final or self._run.stop.is_set():
             self.finish()
@@ -169,16 +179,15 @@ class SupervisedLoop:
         )
 
     def _train(self, examples: Sequence[Example]) -> SupervisedReport:
-        with timed(self._phases, Phase.TRAIN):
+        with timed(self.phases, Phase.TRAIN):
             report = self._learner.step(examples, f"step {self._before + self.step + 1}")
         self.step += 1
         return report
 
     def _after_step(self) -> None:
-        last = self.step == self._steps
+        last = self.step == self.last_step
         if self._is_evaluation_due():
-            with timed(self._phases, Phase.PUBLISH):
-                self._run.publish(self._before + self.step)
+            self.publish()
             self._evaluate()
         if last or self.step % self._run.context.job.spec.learner.checkpoint.every_steps == 0:
             self.save(final=last)
@@ -186,10 +195,16 @@ class SupervisedLoop:
 
     def _is_evaluation_due(self) -> bool:
         every = self._run.context.job.spec.evaluation.every_steps
-        return self.step in (0, self._steps) or (every is not None and self.step % every == 0)
+        return self.step in (0, self.last_step) or (every is not None and self.step % every == 0)
+
+    def _show(self) -> None:
+        later = self._run.context.job.spec.stages[self._keys.index + 1 :]
+        own = self.step if self.last_step is None else self.last_step
+        total = self._before + own + sum(stage.planned_steps for stage in later)
+        self._run.board.update(step=self._before + self.step, steps=total)
 
     def _evaluate(self) -> None:
-        with timed(self._phases, Phase.EVALUATE):
+        with timed(self.phases, Phase.EVALUATE):
             self._run.evaluate(self._keys, self.step, self._before + self.step)
 
     def _note_uploads(self) -> None:
@@ -221,7 +236,7 @@ class SupervisedLoop:
             gradient_norm=report.gradient_norm,
             learning_rate=report.learning_rate,
             entropy=report.entropy,
-            phase_seconds=dict(self._phases),
+            phase_seconds=dict(self.phases),
             engines=len(self._run.publisher.clean_engines()),
         )
 
