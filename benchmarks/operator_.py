@@ -122,23 +122,30 @@ def main() -> int:
 async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
     from cluster_operator import free_port, manifest  # type: ignore[import-not-found]  # from tests/support
 
-    async with await Cluster.connect() as cluster:
-        applies = await _plain_applies(cluster)
-        operator = Process(folder / "log", free_port())
-        _wait(lambda: operator.metrics().get('leader_election_master_status{name="rlvr-operator"}') == 1.0, "the operator leads")
-        began, cpu = time.monotonic(), operator.cpu_seconds()
-        await _all([cluster.create(manifest(f"job-{number}", NAMESPACE)) for number in range(jobs)])
-        created = time.monotonic() - began
-        _wait(lambda: _running(operator) == jobs and operator.metrics()["workqueue_depth" + _queue()] == 0, f"{jobs} jobs run", operator)
-        settled, settling_cpu, writes = time.monotonic() - began, operator.cpu_seconds() - cpu, operator.writes()
-        at_rest, rest_cpu = await _rest(operator)
-        looks = operator.looks()
-        operator.stop()
-        operator = Process(folder / "log", free_port())
-        rate = _first_pass(operator, jobs)
-        first, learner = await _one_a_second(cluster, url, [manifest(f"late-{number}", NAMESPACE) for number in range(more)])
-        memory, peak = operator.memory_mb("VmRSS"), operator.memory_mb("VmHWM")
-        operator.stop()
+    operators = [Process(folder / "log", free_port())]
+    operator = operators[0]
+    try:
+        async with await Cluster.connect() as cluster:
+            _wait(lambda: operator.metrics().get('leader_election_master_status{name="rlvr-operator"}') == 1.0, "the operator leads")
+            applies = await _plain_applies(cluster)
+            began, cpu = time.monotonic(), operator.cpu_seconds()
+            await _all([cluster.create(manifest(f"job-{number}", NAMESPACE)) for number in range(jobs)])
+            created = time.monotonic() - began
+            _wait(
+                lambda: _running(operator) == jobs and operator.metrics()["workqueue_depth" + _queue()] == 0, f"{jobs} jobs run", operator
+            )
+            settled, settling_cpu, writes = time.monotonic() - began, operator.cpu_seconds() - cpu, operator.writes()
+            looks = operator.looks()
+            at_rest, rest_cpu = await _rest(operator)
+            operator.stop()
+            operators.append(Process(folder / "log", free_port()))
+            operator = operators[1]
+            rate = _first_pass(operator, jobs)
+            first, learner = await _one_a_second(cluster, url, [manifest(f"late-{number}", NAMESPACE) for number in range(more)])
+            memory, peak = operator.memory_mb("VmRSS"), operator.memory_mb("VmHWM")
+    finally:
+        for one in operators:
+            one.stop()
     table = Table(title=f"Operator: {jobs} jobs of {PODS_PER_JOB} pods, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}")
     for column in ("what", "measured", "limit"):
         table.add_column(column, justify="left" if column == "what" else "right")

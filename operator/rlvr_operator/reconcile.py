@@ -250,7 +250,9 @@ def _uris(job: RLVRJob) -> list[tuple[str, str]]:
         for index, environment in enumerate(job.spec.environments)
         if environment.math is not None
     ]
-    traces = [(f"spec.stages[{index}].sft.traces", stage.sft.traces) for index, stage in enumerate(job.spec.stages) if stage.sft is not None]
+    traces = [
+        (f"spec.stages[{index}].sft.traces", stage.sft.traces) for index, stage in enumerate(job.spec.stages) if stage.sft is not None
+    ]
     return [("spec.model.uri", job.spec.model.uri), *datasets, *traces]
 
 

@@ -4,14 +4,17 @@
     seal key       -> created once, never read
     deletions      -> pinned to the uid that was seen
 
-A write is remembered by the version it left behind, so that an object which never looks as wanted is not written for ever.
+Requests for one job go out together: a look costs the time of its slowest ones, not of their sum. A write is remembered by the version it
+left behind, so that an object which never looks as wanted is not written for ever.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
 from rlvr_api import names
 from rlvr_operator.cache import Cache
@@ -23,6 +26,8 @@ from rlvr_operator.render import Object, Owner
 from rlvr_operator.render.site import metadata
 
 SEAL_KEY_BYTES = 32
+WORKLOADS = frozenset({"StatefulSet", "Deployment", "Job"})
+T = TypeVar("T")
 
 
 class NameConflictError(Exception):
@@ -44,17 +49,11 @@ class Writer:
             ClusterError: a request failed; what came before it stays.
         """
         wanted = tuple(wanted)
-        observed = {}
-        for item in wanted:
-            slot = (item["kind"], item["metadata"]["name"])
-            observed[slot] = seen.objects.get(slot) or await self._look_up(owner, item, seen)
-        writes = 0
-        for item in wanted:
-            found = observed[item["kind"], item["metadata"]["name"]]
-            if found is None or self._differs(found, item):
-                await self._write(item, found)
-                writes += 1
-        return writes
+        found = await _together(self._find(owner, item, seen) for item in wanted)
+        missing = [(item, one) for item, one in zip(wanted, found, strict=True) if one is None or self._differs(one, item)]
+        for are_workloads in (False, True):  # pods start with what they need, and not before it
+            await _together(self._write(item, one) for item, one in missing if (item["kind"] in WORKLOADS) is are_workloads)
+        return len(missing)
 
     async def seal(self, owner: Owner) -> None:
         """Have the key of gold answers be there. The operator may create Secrets, not read them."""
@@ -76,9 +75,11 @@ class Writer:
         for slot in mine:
             del self._left[slot]
 
-    async def _look_up(self, owner: Owner, item: Object, seen: Children) -> Object | None:
-        """An object that the watches did not show: not there, too new for them, or somebody else's."""
+    async def _find(self, owner: Owner, item: Object, seen: Children) -> Object | None:
+        """What is there; asked for where the watches show nothing: it is not there, too new for them, or somebody else's."""
         kind, name = item["kind"], item["metadata"]["name"]
+        if (known := seen.objects.get((kind, name))) is not None:
+            return known
         found = await self._cluster.get(kind, owner.namespace, name)
         if found is None:
             return None
@@ -99,6 +100,15 @@ class Writer:
             raise ConflictError(f"{item['kind']} {item['metadata']['name']} is being deleted")
         self._left[_slot(item)] = (_digest(item), answer["metadata"]["resourceVersion"])
         self._cache.put(answer)
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results. An error is raised once all calls have ended: nothing goes on behind the caller's back."""
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    for result in ended:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in ended if not isinstance(result, BaseException)]
 
 
 def _conflict(owner: Owner, found: Object) -> str:
