@@ -9,6 +9,7 @@ Objects are plain data. Children are written by server-side apply with one field
 """
 
 import json
+from collections.abc import AsyncIterator
 from typing import Self
 
 import aiohttp
@@ -23,7 +24,7 @@ from rlvr_operator.render import Object
 
 FIELD_MANAGER = "rlvr-operator"
 TIMEOUT_SECONDS = 30.0
-PAGE_SIZE = 500
+PAGE_SIZE = 200
 TYPED_PATCH = "failed to create typed patch object"
 """What the API server says, with status 500, to an apply that its schema refuses."""
 
@@ -88,17 +89,21 @@ class Cluster:
         except GoneError:
             return None
 
-    async def list(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
-        """All objects of a kind, in pages. They carry kind and apiVersion, which the API server leaves out in lists."""
-        found: list[Object] = []
+    async def each(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> AsyncIterator[Object]:
+        """All objects of a kind, one page in memory at a time. They carry kind and apiVersion, which the API server leaves out in lists."""
         query: Query = [("limit", str(PAGE_SIZE)), ("labelSelector", labels), ("fieldSelector", fields)]
         while True:
             page = await self._request("GET", KINDS[kind].path(namespace), query=[pair for pair in query if pair[1]])
-            found += [{"kind": kind, "apiVersion": KINDS[kind].api_version, **item} for item in page["items"]]
+            for item in page["items"]:
+                yield {"kind": kind, "apiVersion": KINDS[kind].api_version, **item}
             token = page["metadata"].get("continue")
             if not token:
-                return found
+                return
             query = [*query[:3], ("continue", token)]
+
+    async def list(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        """All objects of a kind."""
+        return [item async for item in self.each(kind, namespace, labels, fields)]
 
     async def apply(self, item: Object, uid: str | None = None) -> Object:
         """Server-side apply of a child.

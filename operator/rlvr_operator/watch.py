@@ -15,7 +15,7 @@ import kopf
 
 from rlvr_api import names
 from rlvr_operator import metrics
-from rlvr_operator.cache import Cache
+from rlvr_operator.cache import Cache, name_of
 from rlvr_operator.cluster import Cluster, ClusterError
 from rlvr_operator.kinds import CHILD_SELECTOR, KINDS, WATCHED, Kind
 from rlvr_operator.work_queue import WorkQueue
@@ -70,10 +70,13 @@ class Resync:
             ClusterError: a list failed; what was listed before it is in the cache.
         """
         for kind in (*WATCHED, JOBS):
-            newest, items = self._cache.newest(), []
+            newest, listed = self._cache.newest(), set()
             for namespace in self._namespaces:
-                items += await self._cluster.list(kind.name, namespace, labels="" if kind is JOBS else CHILD_SELECTOR)
-            for key in self._cache.replace(kind.name, items, newest):
+                async for item in self._cluster.each(kind.name, namespace, labels="" if kind is JOBS else CHILD_SELECTOR):
+                    listed.add(name_of(item))
+                    if (key := self._cache.put(item)) is not None:
+                        self._queue.add(key)
+            for key in self._cache.retain(kind.name, listed, newest):
                 self._queue.add(key)
             self._watches.heard = time.monotonic()
 
