@@ -17,7 +17,7 @@ BACKOFF_MAX_SECONDS = 60.0
 REFUSED_BASE_SECONDS = 5.0
 REFUSED_MAX_SECONDS = 60.0
 """Between tries of a learner whose preflight refuses: a person may be mending what it named."""
-BIRTH_SECONDS = 15.0
+BIRTH_SECONDS = 120.0
 """How long the Job controller may take to make a pod, before a Job without one counts as ended."""
 
 
