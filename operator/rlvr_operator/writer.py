@@ -4,8 +4,8 @@
     seal key       -> created once, never read
     deletions      -> pinned to the uid that was seen
 
-Requests for one job go out together: a look costs the time of its slowest ones, not of their sum. A write is remembered by the version it
-left behind, so that an object which never looks as wanted is not written for ever.
+Requests for one job go out together, in three waves: a look costs the time of its slowest ones, not of their sum. A write is remembered by
+the version it left behind, so that an object which never looks as wanted is not written for ever.
 """
 
 import asyncio
@@ -26,7 +26,9 @@ from rlvr_operator.render import Object, Owner
 from rlvr_operator.render.site import metadata
 
 SEAL_KEY_BYTES = 32
-WORKLOADS = frozenset({"StatefulSet", "Deployment", "Job"})
+WAVES = {"ConfigMap": 0, "StatefulSet": 2, "Deployment": 2, "Job": 2}
+"""Order of writes by kind, 1 for the others: a job that does not even fit into its ConfigMap leaves nothing half made, and pods start with
+what they need."""
 T = TypeVar("T")
 
 
@@ -51,8 +53,8 @@ class Writer:
         wanted = tuple(wanted)
         found = await _together(self._find(owner, item, seen) for item in wanted)
         missing = [(item, one) for item, one in zip(wanted, found, strict=True) if one is None or self._differs(one, item)]
-        for are_workloads in (False, True):  # pods start with what they need, and not before it
-            await _together(self._write(item, one) for item, one in missing if (item["kind"] in WORKLOADS) is are_workloads)
+        for wave in range(3):
+            await _together(self._write(item, one) for item, one in missing if WAVES.get(item["kind"], 1) == wave)
         return len(missing)
 
     async def seal(self, owner: Owner) -> None:
