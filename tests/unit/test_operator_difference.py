@@ -61,7 +61,8 @@ def test_any_missing_value_is_a_difference(item, data):
 @pytest.mark.parametrize(
     ("observed", "wanted", "same"),
     [
-        ("500m", "0.5", True), ("16Mi", "16384Ki", True), (1, 1.0, True), ("1", 1, True), ("1Gi", "1G", False), (True, 1, True), ("a", "b", False),
+        ("500m", "0.5", True), ("16Mi", "16384Ki", True), (1, 1.0, True), ("1", 1, True), ("1Gi", "1G", False),
+        (True, 1, True), ("a", "b", False),
         ([{"name": "b"}, {"name": "a"}], [{"name": "a"}, {"name": "b"}], True),
         ([{"name": "a"}, {"name": "b"}], [{"name": "a"}], False),
         (["a", "b"], ["b", "a"], False),
