@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from operator_jobs import OWNER, SITE, make_job
 
 from rlvr_api import names
+from rlvr_api.loading import load_job
 from rlvr_api.process import Role, Variable
 from rlvr_api.spec import RLVRJob, RLVRJobSpec, Rollouts
 from rlvr_operator import render
@@ -337,3 +338,13 @@ def template_of(job, role):
     for container in template["spec"]["containers"]:
         container["env"] = [entry for entry in container["env"] if entry["name"] != Variable.ENGINE_URLS]
     return template
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_processes_read_the_job_as_it_was_asked_for_and_no_default_is_spelled_out(file):
+    """Pods of an older image, which a running job keeps over an upgrade, refuse fields that they do not know."""
+    job = load_job(file.read_bytes())
+    (config,) = (item for item in render.standing(job, OWNER, SITE) if item["kind"] == "ConfigMap")
+    text = config["data"]["job.json"]
+    assert RLVRJob.model_validate_json(text) == job
+    assert "ttl" not in json.loads(text)["spec"]

@@ -25,11 +25,12 @@ def standing(job: RLVRJob, owner: Owner, site: Site) -> tuple[Object, ...]:
 
 
 def _config_map(job: RLVRJob, owner: Owner) -> Object:
+    """The job as its processes read it, without defaults: a pinned, older image would refuse a field that it does not know."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(owner, names.config_map_name(owner.name)),
-        "data": {"job.json": job.model_dump_json(by_alias=True)},
+        "data": {"job.json": job.model_dump_json(by_alias=True, exclude_defaults=True)},
     }
 
 
