@@ -1,6 +1,7 @@
 """The operator's own settings: environment variables, as the chart sets them."""
 
 import json
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -56,9 +57,9 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         watch_namespaces=_list(environ.get("RLVR_WATCH_NAMESPACES", "")),
         lease_name=environ.get("RLVR_LEASE_NAME", "rlvr-operator"),
         log_level=environ.get("RLVR_LOG_LEVEL", "INFO").upper(),
-        workers=int(_number(environ, "RLVR_WORKERS", 8)),
+        workers=_count(environ, "RLVR_WORKERS", 8),
         resync_seconds=_number(environ, "RLVR_RESYNC_SECONDS", 300),
-        http_port=int(_number(environ, "RLVR_HTTP_PORT", 8080)),
+        http_port=_count(environ, "RLVR_HTTP_PORT", 8080),
     )
 
 
@@ -82,6 +83,13 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         raise SettingsError(f"{name} {text!r} is not a number") from None
-    if value <= 0:
-        raise SettingsError(f"{name} {text} must be above 0")
+    if not 0 < value < math.inf:
+        raise SettingsError(f"{name} {text} must be above 0 and finite")
     return value
+
+
+def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+    value = _number(environ, name, default)
+    if value != int(value):
+        raise SettingsError(f"{name} {value} must be a whole number")
+    return int(value)
