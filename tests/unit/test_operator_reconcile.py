@@ -1,15 +1,16 @@
 """The reconciler on a simulated API server: what it writes, in which order, and that dying after any write does no harm."""
 
 import pytest
-from operator_jobs import manifest
+from operator_jobs import OWNER, manifest
 from simulated_cluster import SimulatedCluster
 from simulated_operator import SimulatedOperator, use_simulated_time
 
 from rlvr_api import names
-from rlvr_api.conditions import Phase
+from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import ExitCode, Role
 from rlvr_api.status import Progress
 from rlvr_operator.observe import controller_uid
+from rlvr_operator.reconcile import read_status
 
 
 @pytest.fixture
@@ -149,3 +150,86 @@ def test_dying_after_any_write_of_a_life_leaves_no_duplicate_and_no_orphan(clock
         assert attempts == sorted(set(attempts)), kill_at
         assert len(attempts) == 3, kill_at
         assert operator.status.execution_attempt <= 4, kill_at
+
+
+def condition(operator, kind):
+    return next(condition for condition in operator.status.conditions if condition.type == kind)
+
+
+def test_an_object_of_somebody_else_is_named_and_nothing_of_it_or_of_the_job_is_written(operator, cluster):
+    theirs = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "arithmetic-learner", "namespace": OWNER.namespace},
+        "spec": {"ports": [{"port": 80}]},
+    }  # fmt: skip
+    before = cluster.put_job(theirs)
+    operator.look()
+    assert cluster.objects["Service", "arithmetic-learner"] == before
+    accepted = condition(operator, ConditionType.ACCEPTED)
+    assert (accepted.status, accepted.reason) == ("False", Reason.NAME_CONFLICT)
+    assert "Service arithmetic-learner exists and belongs to nobody in particular" in accepted.message
+    children = {slot for slot in cluster.objects if slot[0] not in (names.KIND, "Event", "Secret")}
+    assert children == {("Service", "arithmetic-learner")}
+    assert operator.queue.seconds, "it looks again"
+    cluster.remove("Service", "arithmetic-learner")
+    operator.bring_up()
+    assert condition(operator, ConditionType.ACCEPTED).status == "True"
+    assert operator.status.phase is Phase.RUNNING
+
+
+def test_a_job_of_the_same_name_waits_for_what_the_earlier_one_left(operator, cluster):
+    operator.bring_up()
+    first = operator.item["metadata"]["uid"]
+    cluster.remove(names.KIND, OWNER.name)
+    cluster.put_job(manifest())
+    assert operator.item["metadata"]["uid"] != first
+    operator.look()
+    assert condition(operator, ConditionType.ACCEPTED).reason is Reason.NAME_CONFLICT
+    assert "belongs to an earlier job" in condition(operator, ConditionType.ACCEPTED).message
+    for _ in range(4):
+        cluster.run_controllers()
+        cluster.stop_deleted()
+    operator.bring_up()
+    assert operator.status.phase is Phase.RUNNING
+    assert owned_by_nobody(cluster) == []
+    assert {controller_uid(item) for item in cluster.of("ConfigMap")} == {operator.item["metadata"]["uid"]}
+
+
+def test_a_job_that_no_pod_could_run_is_refused_with_the_place_and_the_next_step(operator, cluster):
+    cluster.put_job(manifest(model={"uri": "file:///models/base"}))
+    operator.look()
+    accepted = condition(operator, ConditionType.ACCEPTED)
+    assert (accepted.status, accepted.reason) == ("False", Reason.INVALID_SPEC)
+    assert accepted.message.startswith("spec.model.uri: file:///models/base is a folder")
+    assert not cluster.of("ConfigMap")
+    before = len(cluster.writes)
+    operator.look()
+    assert len(cluster.writes) == before, "it is said once"
+
+
+def test_a_spec_that_becomes_impossible_leaves_what_runs_as_it_is(operator, cluster):
+    operator.bring_up()
+    pods = cluster.pods()
+    cluster.put_job(manifest(model={"uri": "file:///models/base"}))
+    operator.settle()
+    assert condition(operator, ConditionType.ACCEPTED).status == "False"
+    assert cluster.pods() == pods
+
+
+def test_an_object_that_somebody_changed_is_put_right_once(operator, cluster):
+    operator.bring_up()
+    item = cluster.objects["StatefulSet", "arithmetic-rollout"]
+    cluster._store({**item, "spec": {**item["spec"], "replicas": 7}})
+    before = len(cluster.writes)
+    operator.settle()
+    assert [kind for verb, kind, _ in cluster.writes[before:] if verb == "apply"] == ["StatefulSet"]
+    assert cluster.objects["StatefulSet", "arithmetic-rollout"]["spec"]["replicas"] == 1
+
+
+def test_a_status_of_another_version_keeps_the_attempt(caplog):
+    known = {"phase": "Running", "executionAttempt": 7, "restarts": 2}
+    item = {"metadata": {"name": "arithmetic"}, "status": {**known, "novelty": {"of": "a later version"}}}
+    status = read_status(item)
+    assert (status.phase, status.execution_attempt, status.restarts) == (Phase.RUNNING, 7, 2)
+    assert "not of this version" in caplog.text
+    assert read_status({"metadata": {"name": "a"}, "status": {"phase": "Dreaming", "executionAttempt": 3}}).execution_attempt == 3
+    assert read_status({"metadata": {"name": "a"}}).execution_attempt == 0
