@@ -147,7 +147,7 @@ class Running:
 
     def words(self) -> str:
         """The end of its log."""
-        return self.log.read_text()[-4000:]
+        return self.log.read_text()[-4000:] if self.log.exists() else "(nothing yet)"
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples of one of its metrics that have these labels."""
