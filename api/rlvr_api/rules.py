@@ -115,6 +115,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "dapo.overlong.bufferTokens is more than sampling.maxTokens: an empty completion would be punished; write a fifth of maxTokens",
         ),
         Rule(
+            "!self.stages.exists(s, has(s.promoteWhen) && has(s.promoteWhen.environment) "
+            "&& !self.environments.exists(e, e.name == s.promoteWhen.environment))",
+            "promoteWhen.environment names none of the job's environments",
+        ),
+        Rule(
             f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",
             "an ordered stage repeats a run only with offPolicy.maxStaleness 0",
         ),

@@ -330,7 +330,15 @@ class RLVRJobSpec(ApiModel):
             )
         for index, stage in enumerate(self.stages):
             self._check_correction(index, stage)
+            self._check_promotion(index, stage)
         return self
+
+    def _check_promotion(self, index: int, stage: Stage) -> None:
+        names = [environment.name for environment in self.environments]
+        if stage.promote_when is not None and stage.promote_when.environment not in (None, *names):
+            raise ValueError(
+                f"stages[{index}].promoteWhen.environment is '{stage.promote_when.environment}', and the job has {', '.join(names)}"
+            )
 
     def _check_correction(self, index: int, stage: Stage) -> None:
         if stage.rlvr is None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rlvr_api.algorithms import Algorithm, Grpo
-from rlvr_api.model import ApiModel, Name, Uri, one_member
+from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
 
 
 class Optimizer(ApiModel):
@@ -148,6 +148,19 @@ class Evaluate(ApiModel):
         return self
 
 
+class Promotion(ApiModel):
+    """A gate: what a stage must have reached before the next one begins."""
+
+    metric: Literal["eval/pass_rate"] = "eval/pass_rate"
+    """Mean of the held-out tasks' pass rates, of the stage's last evaluation."""
+    environment: Name | None = None
+    """Environment that is looked at; unset: all together."""
+    at_least: Annotated[Fraction, Field(gt=0.0)]
+    """What the lower bound of the metric's 95 % interval, which counts tasks, must reach: luck does not promote."""
+    otherwise: Literal["Fail", "Continue"] = "Fail"
+    """What happens when the stage has ended without: the job fails, or goes on with a warning."""
+
+
 STAGE_KINDS = ("sft", "rejection_sampling", "rlvr", "evaluate")
 
 
@@ -164,6 +177,8 @@ class Stage(ApiModel):
     """Reinforcement learning from verifiable rewards."""
     evaluate: Evaluate | None = None
     """Measuring pass@k."""
+    promote_when: Promotion | None = None
+    """Gate at the stage's end. An `rlvr` stage ends at the first evaluation after a step that reaches it. Unset: none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -89,6 +89,12 @@ REFUSED = {
     "more tries than samples": ("spec.stages.0", {"name": "a", "evaluate": {"k": [1, 32]}}, "pass@k needs k samples"),
     "more kept than sampled": ("spec.stages.0", {"name": "a", "rejectionSampling": {"keepPerPrompt": 17}}, "above samplesPerPrompt"),
     "a cosine to nowhere": ("spec.stages.0", {"name": "a", "rejectionSampling": {"optimizer": {"schedule": "cosine"}}}, "write constant"),
+    "a gate on an environment that is not there": (
+        "spec.stages.0.promoteWhen",
+        {"atLeast": 0.5, "environment": "words"},
+        "promoteWhen.environment",
+    ),
+    "a gate that everything passes": ("spec.stages.0.promoteWhen", {"atLeast": 0}, "a number above 0"),
     "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
     "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
@@ -185,6 +191,7 @@ ACCEPTED = {
             {"name": "c", "rejectionSampling": {"rounds": 3}},
         ],
     ),
+    "a gate": ("spec.stages.0.promoteWhen", {"metric": "eval/pass_rate", "atLeast": 0.6, "environment": "sums"}),
     "every rejection": (
         "spec.offPolicy",
         {"correction": {"sequenceMasked": {}}, "rejection": {"geometric": {}, "vetoBelow": 1e-4, "opsm": {}}},

@@ -16,6 +16,7 @@ from rlvr_trainer import telemetry
 from rlvr_trainer.assembly import assemble, open_store, take_over
 from rlvr_trainer.context import BadInputError, RunContext, read_context
 from rlvr_trainer.final_model import export_final_model
+from rlvr_trainer.promotion import check_promotion
 from rlvr_trainer.run import Run, StopRequestedError
 from rlvr_trainer.stages import STAGES
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, latest_manifest, load_latest
@@ -86,8 +87,11 @@ def _run_stages(run: Run, keys: list[StageKeys], checkpoint: LoadedCheckpoint | 
     stages = run.context.job.spec.stages
     first, resumed = _where_to_start(run, checkpoint)
     steps = [_finished_steps(run, stage) for stage in keys[:first]]
+    if first:  # an attempt that ended at the gate has left a finished stage behind
+        check_promotion(stages[first - 1], run.results, run.store)
     for index, stage in enumerate(stages[first:], first):
         steps.append(STAGES[stage.kind](run, index, stage, resumed, sum(steps)).execute())
+        check_promotion(stage, run.results, run.store)
         resumed = None
     export_final_model(run, keys[-1], steps[-1])
 

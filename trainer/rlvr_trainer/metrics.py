@@ -229,6 +229,12 @@ class EvaluationResult(StoredDocument):
         """Of `pass_rate`, clustered by task; None for fewer than two tasks."""
         return _clustered_error(list(_task_rates(self, environment, None).values()))
 
+    def lower_bound(self, environment: str | None = None) -> float | None:
+        """Of the two-sided 95 % interval of `pass_rate`; None for fewer than two tasks."""
+        rates = list(_task_rates(self, environment, None).values())
+        error = _clustered_error(rates)
+        return None if error is None else statistics.fmean(rates) - t_quantile((1 + CONFIDENCE) / 2, len(rates) - 1) * error
+
 
 class PairedDifference(NamedTuple):
     """A change of the pass rate with its two-sided 95 % interval."""

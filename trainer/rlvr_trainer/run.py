@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -69,6 +69,8 @@ class Run:
     """What the verifier service has for evaluations."""
     evaluation: EvaluationPlan
     versions: VersionHistory
+    results: dict[str, EvaluationResult] = field(default_factory=dict)
+    """This attempt's last evaluation of each stage, by its name."""
     published: bool = False
     """This attempt has published weights, which engines that come back can be given."""
 
@@ -161,6 +163,7 @@ class Run:
             ks=ks,
         )
         self.metrics.write(result)
+        self.results[keys.name] = result
         self.board.update(held_out_pass_rate=result.pass_rate(), message="")
         logger.info("held-out pass rate after step %d: %s", total_step, _describe(result))
         return result

@@ -25,6 +25,7 @@ from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.learner import Learner, StepReport
 from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
 from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
+from rlvr_trainer.promotion import is_reached
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
 from rlvr_trainer.storage.checkpoint import CheckpointOutcome, CheckpointWriter
@@ -62,6 +63,8 @@ class RlvrStage:
         self._records = RecordLog(run.store, self._keys, run.claim)
         self._writer = CheckpointWriter(run.store, self._keys, run.claim)
         self._learner = Learner(run.policy, self._spec, run.context.job.spec)
+        self._gate = stage.promote_when
+        self._promoted = False
         self._step = 0
         self._phases: dict[Phase, float] = {}
 
@@ -81,7 +84,7 @@ class RlvrStage:
             collector = self._start_collector(plan)
             if self._step == self._spec.steps:  # the attempt before trained the last step, and did not commit it
                 self._save(collector, final=True)
-            while self._step < self._spec.steps:
+            while self._step < self._spec.steps and not self._promoted:
                 self._take_step(collector)
         except StopRequestedError:
             self._save(collector, final=False)
@@ -212,9 +215,9 @@ class RlvrStage:
         )
 
     def _after_step(self, collector: Collector) -> None:
-        last = self._step == self._spec.steps
         if self._is_evaluation_due():
             self._evaluate()
+        last = self._step == self._spec.steps or self._promoted
         if last or self._step % self._run.context.job.spec.learner.checkpoint.every_steps == 0:
             self._save(collector, final=last)
         self._note_uploads()
@@ -225,7 +228,8 @@ class RlvrStage:
 
     def _evaluate(self) -> None:
         with self._phase(Phase.EVALUATE):
-            self._run.evaluate(self._keys, self._step, self._before + self._step)
+            result = self._run.evaluate(self._keys, self._step, self._before + self._step)
+        self._promoted = self._step > 0 and self._gate is not None and is_reached(self._gate, result)
 
     def _save(self, collector: Collector | None, *, final: bool) -> None:
         """Snapshot the state after the last step; its upload goes on in the background unless the stage ends here."""
