@@ -22,6 +22,9 @@ from rlvr_api.spec import Sampling
 from rlvr_trainer.collector.http import UnreachableError, post_once
 from rlvr_trainer.rollout import VersionSpan
 
+SUSPECT_SECONDS = 3.0
+"""How long an engine that failed is asked nothing more. An engine that refuses at once is never busy, and would draw every prompt to it
+until the publisher has found out that it is gone."""
 POLL_SECONDS = 0.02
 """How often the state of an engine that is being updated is looked at."""
 LOOK_SECONDS = 1.0
@@ -123,6 +126,7 @@ class EnginePool:
         self._sampling = sampling
         self._end_token_ids = list(end_token_ids)
         self._in_flight: Counter[str] = Counter()
+        self._suspected_until: dict[str, float] = {}
 
     async def generate(self, prompt_ids: Sequence[int], samples: int, seed: int, timeout_seconds: float) -> Completion:
         """Sample `samples` completions of one prompt.
@@ -133,8 +137,12 @@ class EnginePool:
         engine = await self._choose(timeout_seconds)
         incarnation = self._states.incarnation(engine)
         started = time.monotonic()
-        with self._counted(engine):
-            response = await self._ask_while_there(engine, incarnation, prompt_ids, samples, seed)
+        try:
+            with self._counted(engine):
+                response = await self._ask_while_there(engine, incarnation, prompt_ids, samples, seed)
+        except EngineLostError:
+            self._suspected_until[engine] = time.monotonic() + SUSPECT_SECONDS
+            raise
         await self._wait_until_settled(engine, timeout_seconds)
         if self._states.incarnation(engine) != incarnation:
             raise EngineLostError(f"engine {engine} {GONE}")
@@ -143,7 +151,8 @@ class EnginePool:
     async def _choose(self, timeout_seconds: float) -> str:
         deadline = time.monotonic() + timeout_seconds
         while True:
-            clean = self._states.clean_engines()
+            now = time.monotonic()
+            clean = [name for name in self._states.clean_engines() if self._suspected_until.get(name, 0.0) <= now]
             if clean:
                 return min(clean, key=lambda name: self._in_flight[name])
             if not self._states.has_engines():
