@@ -39,6 +39,8 @@ from rlvr_trainer.metrics import StepMetrics
 SERVICE_NAME = "rlvr-learner"
 SCOPE = "rlvr_trainer"
 """Name of the tracer and the meter."""
+JOB_TRACEPARENT = "TRACEPARENT"
+"""Environment variable with the W3C context of the job's trace; the operator sets it."""
 MAX_LINKS = 16_384
 """Links of one span; the SDK's own 128 would cut a large batch off without a word."""
 EXPORT_TIMEOUT_SECONDS = 10.0
@@ -210,10 +212,10 @@ def root_span(name: SpanName, attributes: Mapping[str, AttributeValue], tracepar
 
 @contextlib.contextmanager
 def train_step_span(stage: str, step: int, traceparents: Iterable[str]) -> Iterator[trace.Span]:
-    """The root span of an optimizer step, linked to the groups that it consumes (`RolloutGroup.traceparent`)."""
+    """The root span of an optimizer step, linked to the groups that it consumes (`RolloutGroup.traceparent`), and to the job's own trace."""
     consumed = list(traceparents)
     attributes: dict[str, AttributeValue] = {Attribute.STAGE: stage, Attribute.STEP: step, Attribute.GROUPS: len(consumed)}
-    with root_span(SpanName.TRAIN_STEP, attributes, consumed) as span:
+    with root_span(SpanName.TRAIN_STEP, attributes, [*consumed, os.environ.get(JOB_TRACEPARENT, "")]) as span:
         yield span
 
 
