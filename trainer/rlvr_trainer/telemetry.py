@@ -212,7 +212,7 @@ def root_span(name: SpanName, attributes: Mapping[str, AttributeValue], tracepar
 
 @contextlib.contextmanager
 def train_step_span(stage: str, step: int, traceparents: Iterable[str]) -> Iterator[trace.Span]:
-    """The root span of an optimizer step, linked to the groups that it consumes (`RolloutGroup.traceparent`), and to the job's own trace."""
+    """The root span of an optimizer step, linked to the groups that it consumes (`RolloutGroup.traceparent`) and to the job's trace."""
     consumed = list(traceparents)
     attributes: dict[str, AttributeValue] = {Attribute.STAGE: stage, Attribute.STEP: step, Attribute.GROUPS: len(consumed)}
     with root_span(SpanName.TRAIN_STEP, attributes, [*consumed, os.environ.get(JOB_TRACEPARENT, "")]) as span:
