@@ -10,12 +10,10 @@ from datetime import datetime, timedelta
 from rlvr_api.conditions import ConditionType
 from rlvr_api.process import ExitCode, Role
 from rlvr_api.status import RLVRJobStatus, Termination
+from rlvr_operator.backoff import DEFAULT_BACKOFF, Backoff
 from rlvr_operator.observe import Children, LearnerJobView
 
-BACKOFF_BASE_SECONDS = 1.0
-BACKOFF_MAX_SECONDS = 60.0
-REFUSED_BASE_SECONDS = 5.0
-REFUSED_MAX_SECONDS = 60.0
+REFUSED_BACKOFF = Backoff(base_seconds=5.0)
 """Between tries of a learner whose preflight refuses: a person may be mending what it named."""
 BIRTH_SECONDS = 120.0
 """How long the Job controller may take to make a pod, before a Job without one counts as ended."""
@@ -96,8 +94,6 @@ def failures_after(end: AttemptEnd, status: RLVRJobStatus, step: int | None) -> 
 
 def next_attempt_at(end: AttemptEnd, failures: int, attempt: int, refused: bool) -> datetime:
     """When the next attempt may begin."""
-    if refused:
-        delay = min(REFUSED_MAX_SECONDS, REFUSED_BASE_SECONDS * 2.0 ** min(attempt - 1, 10))
-    else:
-        delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(max(failures - 1, 0), 10))
-    return end.time + timedelta(seconds=delay)
+    backoff, tries = (REFUSED_BACKOFF, attempt) if refused else (DEFAULT_BACKOFF, max(failures, 1))
+    # No jitter: every look must find the same moment, and the learners of different jobs do not fail together.
+    return end.time + timedelta(seconds=backoff.delay_seconds(tries, unit_random=0.5))

@@ -10,12 +10,13 @@ import time
 from collections import Counter
 
 from rlvr_operator import metrics
+from rlvr_operator.backoff import Backoff
 
 Key = tuple[str, str]
 """Namespace and name of a job."""
 
-BASE_SECONDS = 0.25
 MAXIMUM_SECONDS = 300.0
+BACKOFF = Backoff(base_seconds=0.25, maximum_seconds=MAXIMUM_SECONDS)
 
 
 class WorkQueue:
@@ -52,9 +53,8 @@ class WorkQueue:
     def retry(self, key: Key, at_least_seconds: float = 0.0) -> float:
         """Have a key looked at after a back-off; returns its seconds."""
         metrics.QUEUE_RETRIES.labels(name=self._name).inc()
-        delay = min(MAXIMUM_SECONDS, BASE_SECONDS * 2.0 ** min(self._failures[key], 20)) * (0.75 + 0.5 * random.random())  # noqa: S311
         self._failures[key] += 1
-        delay = max(delay, at_least_seconds)
+        delay = max(BACKOFF.delay_seconds(self._failures[key], random.random()), at_least_seconds)  # noqa: S311 - jitter
         self.add_after(key, delay)
         return delay
 

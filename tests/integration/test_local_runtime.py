@@ -18,13 +18,14 @@ import httpx
 import pytest
 
 from rlvr_api.status import EngineProgress, Progress
+from rlvr_operator.backoff import Backoff
 from rlvr_operator.local import supervision
 from rlvr_operator.local.guard import Guard
 from rlvr_operator.local.parts import restart_engines
 from rlvr_operator.local.ports import HOST, PortReservation
 from rlvr_operator.local.process import ChildSpec
 from rlvr_operator.local.reaper import MARKER_VARIABLE, marked_processes, sweep
-from rlvr_operator.local.supervision import Backoff, BudgetExhaustedError, Supervisor, Watch
+from rlvr_operator.local.supervision import BudgetExhaustedError, Supervisor, Watch
 
 FAKES = Path(__file__).with_name("local_fakes.py")
 JOB = """

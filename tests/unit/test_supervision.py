@@ -13,7 +13,8 @@ from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.loading import load_job
 from rlvr_api.process import Role
 from rlvr_api.status import Progress, RLVRJobStatus, RoleStatus, Termination, WaitShares
-from rlvr_operator.local.supervision import SETTLED_SECONDS, Backoff, Streak
+from rlvr_operator.backoff import Backoff
+from rlvr_operator.local.supervision import SETTLED_SECONDS, Streak
 from rlvr_operator.local.view import PlainView, duration, panel
 from rlvr_operator.observation import Ending, Observation
 from rlvr_operator.status import next_status

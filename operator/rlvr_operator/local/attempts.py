@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from rlvr_api.process import ExitCode
 from rlvr_api.status import Progress, Termination
+from rlvr_operator.backoff import DEFAULT_BACKOFF, Backoff
 from rlvr_operator.local.process import Child, ChildSpec, start_child
-from rlvr_operator.local.supervision import DEFAULT_BACKOFF, Backoff, BadInputError, BudgetExhaustedError, EventSink, ending
+from rlvr_operator.local.supervision import BadInputError, BudgetExhaustedError, EventSink, ending
 
 POLL_SECONDS = 0.5
 POLL_TIMEOUT_SECONDS = 5.0
