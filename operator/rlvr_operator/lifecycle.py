@@ -110,9 +110,9 @@ def _finish(look: Look, ending: Ending) -> Decision:
     if look.now >= services_at or ending.phase is Phase.FAILED:
         deletions += remove_services(seen)
     if look.now >= pods_at:
-        deletions += remove_learners(seen)
+        deletions += remove_learners(seen.learner_jobs)
     elif ending.phase is Phase.FAILED:
-        deletions += remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if not seen.is_over(job))))
+        deletions += remove_learners(job for job in seen.learner_jobs if not seen.is_over(job))
     deletions += wedged_pods(seen)
     drained = seen.rollout_set is None and seen.verifier_deployment is None and not (seen.of(Role.ROLLOUT) or seen.of(Role.VERIFIER))
     if ending.phase is Phase.COMPLETING and drained:
@@ -125,7 +125,7 @@ def _finish(look: Look, ending: Ending) -> Decision:
 def _suspend(look: Look) -> Decision:
     """Ends the learner, which commits a checkpoint; what it needs goes after it."""
     seen = look.seen
-    deletions = remove_learners(seen)
+    deletions = remove_learners(seen.learner_jobs)
     if not any(not pod.ended for pod in seen.of(Role.LEARNER)):
         deletions += remove_services(seen)
     gone = not (seen.pods or seen.learner_jobs or seen.rollout_set or seen.verifier_deployment)
@@ -195,7 +195,7 @@ def _carry_on(look: Look) -> Decision:
         return _finish(look, hopeless)
     image, standing = look.image(Role.ROLLOUT), _standing(look)
     deletions = [
-        *remove_learners(replace(seen, learner_jobs=tuple(job for job in seen.learner_jobs if job.attempt != attempt))),
+        *remove_learners(job for job in seen.learner_jobs if job.attempt != attempt),
         *outdated_engines(seen, spec_hash(look.job, Role.ROLLOUT, image)),
         *restarting_engines(seen),
         *wedged_pods(seen),
@@ -271,21 +271,18 @@ def _status(look: Look, base: RLVRJobStatus, ending: Ending | None) -> RLVRJobSt
 
 
 def _roles(look: Look, base: RLVRJobStatus, over: bool) -> tuple[RoleStatus, ...]:
-    spec, attempt = look.job.spec, base.execution_attempt
+    spec = look.job.spec
     verifiers = look.scale.replicas if look.scale is not None else spec.verifiers.replicas
     desired = {Role.ROLLOUT: spec.rollouts.replicas, Role.VERIFIER: verifiers, Role.LEARNER: 1}
-    return tuple(
-        _role(look, base, role, None if over else desired[role], attempt if role is Role.LEARNER else None)
-        for role in (Role.LEARNER, Role.ROLLOUT, Role.VERIFIER)
-    )
+    return tuple(_role(look, base, role, None if over else desired[role]) for role in (Role.LEARNER, Role.ROLLOUT, Role.VERIFIER))
 
 
-def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int | None, attempt: int | None) -> RoleStatus:
+def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int | None) -> RoleStatus:
     """Args:
     desired: pods wanted; None: no more than are left.
     """
     before = next((status for status in base.roles if status.name is role), None)
-    pods = look.seen.of(role, attempt)
+    pods = look.seen.of(role, base.execution_attempt)
     ends: list[Termination] = [pod.termination for pod in look.seen.of(role) if pod.termination is not None]
     if before is not None and before.last_termination is not None:
         ends.append(before.last_termination)

@@ -92,8 +92,9 @@ class Children:
     """The latest warning event of an object, by name, where it was asked for."""
 
     def of(self, role: Role, attempt: int | None = None) -> tuple[PodView, ...]:
-        """Pods of a role, by name; of one attempt only, if it is given."""
-        return tuple(pod for pod in self.pods if pod.role is role and attempt in (None, pod.attempt))
+        """Pods of a role, by name; learners of one attempt only, if it is given. Other roles have no attempts."""
+        any_attempt = attempt is None or role is not Role.LEARNER
+        return tuple(pod for pod in self.pods if pod.role is role and (any_attempt or pod.attempt == attempt))
 
     def learner_job(self, attempt: int) -> LearnerJobView | None:
         """The Job of an attempt."""
@@ -103,6 +104,12 @@ class Children:
         """Whether nothing of a Job runs any more; its pods know before the Job does."""
         pods = self.of(Role.LEARNER, job.attempt)
         return job.complete or job.failed is not None or (bool(pods) and all(pod.ended for pod in pods))
+
+
+def role_object(job: str, role: Role, attempt: int) -> tuple[str, str]:
+    """Kind and name of the object that makes a role's pods; of learners, those of an attempt."""
+    kind = {Role.ROLLOUT: "StatefulSet", Role.VERIFIER: "Deployment", Role.LEARNER: "Job"}[role]
+    return kind, names.child_name(job, role, attempt if role is Role.LEARNER else None)
 
 
 def read_children(owner: Owner, raw: Iterable[Object], now: datetime) -> Children:
@@ -124,8 +131,8 @@ def read_children(owner: Owner, raw: Iterable[Object], now: datetime) -> Childre
                 jobs.append(_learner_job(item))
     return Children(
         learner_jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
-        rollout_set=own.get(("StatefulSet", names.child_name(owner.name, Role.ROLLOUT))),
-        verifier_deployment=own.get(("Deployment", names.child_name(owner.name, Role.VERIFIER))),
+        rollout_set=own.get(role_object(owner.name, Role.ROLLOUT, 0)),
+        verifier_deployment=own.get(role_object(owner.name, Role.VERIFIER, 0)),
         pods=tuple(sorted(pods, key=lambda pod: pod.name)),
         objects=own,
         foreign=foreign,

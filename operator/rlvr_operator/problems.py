@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 
-from rlvr_api import names
 from rlvr_api.conditions import Reason
 from rlvr_api.process import ExitCode, Role
 from rlvr_operator.observation import Problem
-from rlvr_operator.observe import Children, PodView
+from rlvr_operator.observe import Children, PodView, role_object
 
 IMAGE_REASONS = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"}
@@ -20,7 +19,7 @@ def role_problems(seen: Children, owner_name: str, attempt: int) -> Mapping[Role
     """The first problem of each role that has one."""
     found: dict[Role, Problem] = {}
     for role in Role:
-        pods = seen.of(role, attempt if role is Role.LEARNER else None)
+        pods = seen.of(role, attempt)
         problem = next(_problems(pods, seen), None) or _creation_problem(seen, owner_name, role, attempt)
         if problem is not None:
             found[role] = problem
@@ -68,16 +67,13 @@ def pod_problem(pod: PodView, warning: str | None) -> Problem | None:
 
 def _creation_problem(seen: Children, owner_name: str, role: Role, attempt: int) -> Problem | None:
     """Why a role's object could not make its pods."""
-    kinds = {Role.ROLLOUT: "StatefulSet", Role.VERIFIER: "Deployment", Role.LEARNER: "Job"}
-    if role is Role.LEARNER and attempt == 0:
-        return None
-    name = names.child_name(owner_name, role, attempt if role is Role.LEARNER else None)
-    item = seen.objects.get((kinds[role], name))
+    kind, name = role_object(owner_name, role, attempt)
+    item = seen.objects.get((kind, name))
     if item is None:
         return None
     for condition in item.get("status", {}).get("conditions", ()):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return Problem(Reason.CREATION_REFUSED, f"{kinds[role]} {name}: {condition.get('message', '')}")
-    if name in seen.warnings and not seen.of(role, attempt if role is Role.LEARNER else None):
-        return Problem(Reason.CREATION_REFUSED, f"{kinds[role]} {name}: {seen.warnings[name]}")
+            return Problem(Reason.CREATION_REFUSED, f"{kind} {name}: {condition.get('message', '')}")
+    if name in seen.warnings and not seen.of(role, attempt):
+        return Problem(Reason.CREATION_REFUSED, f"{kind} {name}: {seen.warnings[name]}")
     return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from rlvr_api.process import Role
-from rlvr_operator.observe import Children, PodView
+from rlvr_operator.observe import Children, LearnerJobView, PodView
 from rlvr_operator.render import Object
 
 REPORT_AGE_SECONDS = 20.0
@@ -23,9 +23,9 @@ class Deletion:
     """None: the object's own; 0 does not wait for its node."""
 
 
-def remove_learners(seen: Children) -> list[Deletion]:
+def remove_learners(jobs: Iterable[LearnerJobView]) -> list[Deletion]:
     """The Jobs of attempts, and with them their pods, which get SIGTERM and their grace."""
-    return [Deletion("Job", job.name, job.uid) for job in seen.learner_jobs if not job.deleting]
+    return [Deletion("Job", job.name, job.uid) for job in jobs if not job.deleting]
 
 
 def remove_services(seen: Children) -> list[Deletion]:

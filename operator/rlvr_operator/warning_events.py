@@ -3,10 +3,9 @@
 import time
 from datetime import UTC, datetime
 
-from rlvr_api import names
 from rlvr_api.process import Role
 from rlvr_operator.cluster import Cluster
-from rlvr_operator.observe import Children
+from rlvr_operator.observe import Children, role_object
 from rlvr_operator.render import Object, Owner
 
 ASK_SECONDS = 10.0
@@ -51,15 +50,12 @@ def _suspects(owner: Owner, seen: Children, attempt: int) -> list[tuple[str, str
         if pod.scheduled and not (pod.ready or pod.ended or pod.deleting or pod.waiting or pod.termination)
         and (now - pod.created).total_seconds() > SETTLING_SECONDS
     ]  # fmt: skip
-    kinds = {Role.ROLLOUT: "StatefulSet", Role.LEARNER: "Job"}
     owners = []
-    for role, kind in kinds.items():
-        if role is Role.LEARNER and not attempt:
-            continue
-        name = names.child_name(owner.name, role, attempt if role is Role.LEARNER else None)
-        item = seen.objects.get((kind, name))
-        if item is not None and not seen.of(role, attempt if role is Role.LEARNER else None) and item["spec"].get("replicas", 1):
-            owners.append((kind, name))
+    for role in (Role.ROLLOUT, Role.LEARNER):
+        slot = role_object(owner.name, role, attempt)
+        item = seen.objects.get(slot)
+        if item is not None and not seen.of(role, attempt) and item["spec"].get("replicas", 1):
+            owners.append(slot)
     return [*owners, *pods]
 
 

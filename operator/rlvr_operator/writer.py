@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from rlvr_api import names
-from rlvr_operator.cache import Cache
+from rlvr_operator.cache import Cache, Name, name_of
 from rlvr_operator.cluster import Cluster, ConflictError
 from rlvr_operator.difference import is_as_wanted
 from rlvr_operator.observe import Children, controller_uid
@@ -41,7 +41,7 @@ class Writer:
 
     def __init__(self, cluster: Cluster, cache: Cache) -> None:
         self._cluster, self._cache = cluster, cache
-        self._left: dict[tuple[str, str, str], tuple[str, str]] = {}
+        self._left: dict[Name, tuple[str, str]] = {}
 
     async def apply(self, owner: Owner, wanted: Iterable[Object], seen: Children) -> int:
         """Bring objects into being, or to what is wanted; returns the number of writes.
@@ -63,19 +63,16 @@ class Writer:
         meta = metadata(owner, names.seal_secret_name(owner.name))
         await self._cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {"key": key}, "type": "Opaque"})
 
-    async def delete(self, owner: Owner, deletions: Iterable[Deletion]) -> int:
-        """Delete objects; returns how many."""
-        count = 0
+    async def delete(self, owner: Owner, deletions: Iterable[Deletion]) -> None:
+        """Delete objects."""
         for deletion in deletions:
             await self._cluster.delete(owner.namespace, deletion)
-            count += 1
-        return count
 
     def forget(self, namespace: str, job: str) -> None:
         """The job is gone."""
-        mine = [slot for slot in self._left if slot[1] == namespace and slot[2].startswith(f"{job}-")]
-        for slot in mine:
-            del self._left[slot]
+        mine = [name for name in self._left if name[1] == namespace and name[2].startswith(f"{job}-")]
+        for name in mine:
+            del self._left[name]
 
     async def _find(self, owner: Owner, item: Object, seen: Children) -> Object | None:
         """What is there; asked for where the watches show nothing: it is not there, too new for them, or somebody else's."""
@@ -94,13 +91,13 @@ class Writer:
     def _differs(self, found: Object, item: Object) -> bool:
         if item["kind"] == "Job" or is_as_wanted(found, item):
             return False  # a Job's template cannot change; another one is another attempt
-        return self._left.get(_slot(item)) != (_digest(item), found["metadata"]["resourceVersion"])
+        return self._left.get(name_of(item)) != (_digest(item), found["metadata"]["resourceVersion"])
 
     async def _write(self, item: Object, found: Object | None) -> None:
         answer = await self._cluster.apply(item, None if found is None else found["metadata"]["uid"])
         if "deletionTimestamp" in answer["metadata"]:
             raise ConflictError(f"{item['kind']} {item['metadata']['name']} is being deleted")
-        self._left[_slot(item)] = (_digest(item), answer["metadata"]["resourceVersion"])
+        self._left[name_of(item)] = (_digest(item), answer["metadata"]["resourceVersion"])
         self._cache.put(answer)
 
 
@@ -119,10 +116,6 @@ def _conflict(owner: Owner, found: Object) -> str:
         return f"{kind} {meta['name']} belongs to an earlier job {owner.name} that is still being deleted; it is waited for"
     holder = next((f"{ref['kind']} {ref['name']}" for ref in meta.get("ownerReferences", ())), "nobody in particular")
     return f"{kind} {meta['name']} exists and belongs to {holder}: rename the job, or delete the {kind} if it is of no use"
-
-
-def _slot(item: Object) -> tuple[str, str, str]:
-    return item["kind"], item["metadata"]["namespace"], item["metadata"]["name"]
 
 
 def _digest(item: Object) -> str:
