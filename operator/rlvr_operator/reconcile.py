@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rlvr_api import names
 from rlvr_api.conditions import Phase, Reason
+from rlvr_api.inputs import input_files
 from rlvr_api.loading import InvalidJobError, job_from
 from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
@@ -218,7 +219,8 @@ def read_job(item: Object) -> RLVRJob:
         job = job_from(item)
     except InvalidJobError as error:
         raise ValueError("; ".join(map(str, error.problems))) from None
-    for path, uri in _uris(job):
+    uris = [("spec.model.uri", job.spec.model.uri), *((file.path, file.uri) for file in input_files(job.spec))]
+    for path, uri in uris:
         if uri.startswith("file://"):
             raise ValueError(f"{path}: {uri} is a folder, which pods do not have: upload it and write s3://bucket/prefix")
     return job
@@ -242,18 +244,6 @@ def read_scale(deployment: Object | None, least: int) -> Scale:
         return Scale(least, None)
     text = deployment["metadata"].get("annotations", {}).get(names.ANNOTATION_SCALED_AT)
     return Scale(int(deployment["spec"].get("replicas", least)), None if text is None else datetime.fromisoformat(text))
-
-
-def _uris(job: RLVRJob) -> list[tuple[str, str]]:
-    datasets = [
-        (f"spec.environments[{index}].math.dataset", environment.math.dataset)
-        for index, environment in enumerate(job.spec.environments)
-        if environment.math is not None
-    ]
-    traces = [
-        (f"spec.stages[{index}].sft.traces", stage.sft.traces) for index, stage in enumerate(job.spec.stages) if stage.sft is not None
-    ]
-    return [("spec.model.uri", job.spec.model.uri), *datasets, *traces]
 
 
 def _target(job: RLVRJob, owner: Owner, seen: Children, uid: str, address: str) -> Target:

@@ -16,6 +16,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from rlvr_api.inputs import input_files
 from rlvr_api.loading import Problem
 from rlvr_api.pods import Pod
 from rlvr_api.spec import RLVRJob, Scheduling, Ttl
@@ -140,20 +141,10 @@ def _context_problems(job: RLVRJob, config_file: Path) -> Iterator[Problem]:
 
 
 def _dataset_problems(job: RLVRJob) -> Iterator[Problem]:
-    for index, environment in enumerate(job.spec.environments):
-        if environment.math is None or not environment.math.dataset.startswith(FILE_SCHEME):
-            continue
-        file = Path(environment.math.dataset.removeprefix(FILE_SCHEME))
-        if not file.is_file():
-            yield Problem(f"spec.environments[{index}].math.dataset", f"there is no file {file}; it is JSONL of problem and answer")
-    for index, stage in enumerate(job.spec.stages):
-        if stage.sft is None or not stage.sft.traces.startswith(FILE_SCHEME):
-            continue
-        file = Path(stage.sft.traces.removeprefix(FILE_SCHEME))
-        if not file.is_file():
-            yield Problem(
-                f"spec.stages[{index}].sft.traces", f"there is no file {file}; it is JSONL of messages, or of prompt and completion"
-            )
+    for file in input_files(job.spec):
+        local = Path(file.uri.removeprefix(FILE_SCHEME))
+        if file.uri.startswith(FILE_SCHEME) and not local.is_file():
+            yield Problem(file.path, f"there is no file {local}; it is {file.form}")
 
 
 def _gpu_problems(job: RLVRJob, gpus: int) -> Iterator[Problem]:
