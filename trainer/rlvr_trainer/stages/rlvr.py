@@ -11,8 +11,7 @@ Staleness counts optimizer steps over all stages; a step without a live group ch
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from pydantic import JsonValue
@@ -28,21 +27,19 @@ from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
 from rlvr_trainer.promotion import is_reached
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
-from rlvr_trainer.storage.checkpoint import CheckpointOutcome, CheckpointWriter
-from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, prune
+from rlvr_trainer.stages.checkpoints import StageCheckpoints
+from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.documents import Discard
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointState
 from rlvr_trainer.storage.records import RecordLog, StepRecord, read_records
 from rlvr_trainer.storage.resume import ResumePlan, plan_resume
 from rlvr_trainer.storage.rollouts import read_groups, write_groups
-from rlvr_trainer.telemetry import SpanName, tracer, train_step_span
+from rlvr_trainer.telemetry import train_step_span
+from rlvr_trainer.training import timed
 from rlvr_trainer.weights.publisher import PublishReport
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_WAIT_SECONDS = 600.0
-"""Longest wait for an upload at the end of a stage or of the process."""
 
 
 class RlvrStage:
@@ -61,12 +58,12 @@ class RlvrStage:
         self._checkpoint = checkpoint
         self._before = steps_before
         self._records = RecordLog(run.store, self._keys, run.claim)
-        self._writer = CheckpointWriter(run.store, self._keys, run.claim)
+        self._checkpoints = StageCheckpoints(run, self._keys, steps_before)
         self._learner = Learner(run.policy, self._spec, run.context.job.spec)
         self._gate = stage.promote_when
         self._promoted = False
         self._step = 0
-        self._phases: dict[Phase, float] = {}
+        self._phases: dict[str, float] = {}
 
     def execute(self) -> int:
         """Run to the last step; returns it.
@@ -92,7 +89,7 @@ class RlvrStage:
         finally:
             if collector is not None:
                 collector.close()
-        self._finish_uploads()
+        self._checkpoints.finish()
         return self._step
 
     def _restore(self) -> ResumePlan:
@@ -127,7 +124,7 @@ class RlvrStage:
         self._phases = {}
 
     def _train(self, groups: tuple[RolloutGroup, ...]) -> StepReport:
-        with self._phase(Phase.TRAIN):
+        with timed(self._phases, Phase.TRAIN):
             report = self._learner.step(groups, self._before + self._step, self._run.versions.step_of)
         self._step += 1
         if not report.updated:
@@ -168,10 +165,10 @@ class RlvrStage:
         tokens_before = collector.times.tokens
         batch = self._wait_for_batch(collector)
         with train_step_span(self._keys.name, self._before + self._step + 1, [group.traceparent for group in batch.groups]):
-            with self._phase(Phase.COMMIT):
+            with timed(self._phases, Phase.COMMIT):
                 self._record(batch)
             report = self._train(batch.groups)
-            with self._phase(Phase.PUBLISH):
+            with timed(self._phases, Phase.PUBLISH):
                 published = self._run.publish(self._before + self._step) if report.updated else None
         collector.step_done()
         seconds, tokens = time.monotonic() - started, collector.times.tokens - tokens_before
@@ -179,14 +176,15 @@ class RlvrStage:
         self._show(metrics)
         self._run.metrics.write(metrics)  # now, for it would be lost if the process died in what follows
         self._after_step(collector)
-        metrics = metrics.model_copy(update={"phase_seconds": self._take_phases()})
+        metrics = metrics.model_copy(update={"phase_seconds": self._phases})
         self._run.metrics.write(metrics)
         self._run.instruments.record(metrics)
         self._run.board.note_step(seconds_by_part(metrics), tokens)
+        self._phases = {}
 
     def _wait_for_batch(self, collector: Collector) -> Batch:
         step = self._before + self._step
-        with self._phase(Phase.WAIT):
+        with timed(self._phases, Phase.WAIT):
             while True:
                 self._run.check()
                 batch = collector.poll_batch(lambda group: self._run.versions.staleness(group, step), POLL_SECONDS)
@@ -220,14 +218,14 @@ class RlvrStage:
         last = self._step == self._spec.steps or self._promoted
         if last or self._step % self._run.context.job.spec.learner.checkpoint.every_steps == 0:
             self._save(collector, final=last)
-        self._note_uploads()
+        self._checkpoints.note_uploads()
 
     def _is_evaluation_due(self) -> bool:
         every = self._run.context.job.spec.evaluation.every_steps
         return self._step in (0, self._spec.steps) or (every is not None and self._step % every == 0)
 
     def _evaluate(self) -> None:
-        with self._phase(Phase.EVALUATE):
+        with timed(self._phases, Phase.EVALUATE):
             result = self._run.evaluate(self._keys, self._step, self._before + self._step)
         self._promoted = self._step > 0 and self._gate is not None and is_reached(self._gate, result)
 
@@ -249,35 +247,13 @@ class RlvrStage:
             pending=ledger.pending,
             discarded=tuple(Discard(index=index, reason=reason) for index, reason in ledger.discarded),
         )
-        with self._phase(Phase.CHECKPOINT), tracer().start_as_current_span(SpanName.CHECKPOINT):
-            self._writer.snapshot(self._learner.tensors(), state, ledger.finished, CHECKPOINT_WAIT_SECONDS)
-        if final or self._run.stop.is_set():
-            self._finish_uploads()
-
-    def _finish_uploads(self) -> None:
-        self._run.board.update(message="committing the checkpoint")
-        self._writer.wait(CHECKPOINT_WAIT_SECONDS)
-        self._note_uploads()
-        self._run.board.update(message="")
-
-    def _note_uploads(self) -> None:
-        for outcome in self._writer.take_outcomes():
-            self._note_upload(outcome)
-
-    def _note_upload(self, outcome: CheckpointOutcome) -> None:
-        if outcome.manifest is None:
-            logger.error("the checkpoint of step %d was not committed: %s; the one before stays", outcome.step, outcome.error)
-            return
-        logger.info("checkpoint of step %d committed in %.1f s", outcome.step, outcome.seconds)
-        self._run.board.update(checkpoint_step=self._before + outcome.step)
-        keep = self._run.context.job.spec.learner.checkpoint.keep_last
-        prune(self._run.store, self._keys, keep, self._run.context.attempt)
+        self._checkpoints.save(self._learner.tensors(), state, self._phases, ledger.finished)
 
     def _measure(self, batch: Batch, report: StepReport, published: PublishReport | None, seconds: float) -> StepMetrics:
         metrics = _step_metrics(self._keys, self._step, self._run.context.attempt, batch, report, self._run.versions.current)
         return metrics.model_copy(
             update={
-                "phase_seconds": {phase.value: value for phase, value in self._phases.items()},
+                "phase_seconds": dict(self._phases),
                 "tokens_per_second": sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts) / seconds,
                 "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
                 "engines": len(self._run.publisher.clean_engines()),
@@ -292,18 +268,6 @@ class RlvrStage:
             staleness=metrics.staleness_mean,
             level={**metrics.levels},
         )
-
-    def _take_phases(self) -> dict[str, float]:
-        phases, self._phases = self._phases, {}
-        return {phase.value: seconds for phase, seconds in phases.items()}
-
-    @contextmanager
-    def _phase(self, phase: Phase) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._phases[phase] = self._phases.get(phase, 0.0) + time.monotonic() - started
 
 
 def _levels(curriculum: Mapping[str, JsonValue]) -> dict[str, int]:

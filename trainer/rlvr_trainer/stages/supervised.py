@@ -17,22 +17,19 @@ from pydantic import JsonValue
 from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
 from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
 from rlvr_trainer.run import Run
-from rlvr_trainer.storage.checkpoint import CheckpointWriter
-from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, prune
+from rlvr_trainer.stages.checkpoints import StageCheckpoints
+from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.documents import Discard, StoredBlob
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointState
 from rlvr_trainer.storage.records import RecordLog, StepRecord, read_records
 from rlvr_trainer.storage.resume import ResumePlan, plan_resume
 from rlvr_trainer.supervised_learner import SupervisedLearner, SupervisedReport
-from rlvr_trainer.telemetry import SpanName, tracer, train_step_span
+from rlvr_trainer.telemetry import train_step_span
 from rlvr_trainer.traces import Example
 from rlvr_trainer.training import timed
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_WAIT_SECONDS = 600.0
-"""Longest wait for an upload at the end of a stage or of the process."""
 
 
 class SupervisedLoop:
@@ -55,7 +52,7 @@ class SupervisedLoop:
         self._run, self._keys, self._before, self._learner = run, keys, before, learner
         self._checkpoint = checkpoint
         self._records = RecordLog(run.store, keys, run.claim)
-        self._writer = CheckpointWriter(run.store, keys, run.claim)
+        self._checkpoints = StageCheckpoints(run, keys, before)
         self._state: Mapping[str, JsonValue] = {}
         self._measured: frozenset[int] = frozenset()
 
@@ -148,17 +145,11 @@ class SupervisedLoop:
             accepted=head.cursor,
             curriculum={**self._state},
         )
-        with timed(self.phases, Phase.CHECKPOINT), tracer().start_as_current_span(SpanName.CHECKPOINT):
-            self._writer.snapshot(self._learner.tensors(), state, (), CHECKPOINT_WAIT_SECONDS)
-        if final or self._run.stop.is_set():
-            self.finish()
+        self._checkpoints.save(self._learner.tensors(), state, self.phases)
 
     def finish(self) -> None:
         """Wait for uploads."""
-        self._run.board.update(message="committing the checkpoint")
-        self._writer.wait(CHECKPOINT_WAIT_SECONDS)
-        self._note_uploads()
-        self._run.board.update(message="")
+        self._checkpoints.finish()
 
     def _record(self, indices: Sequence[int], rollouts: tuple[StoredBlob, ...], discarded: tuple[Discard, ...]) -> None:
         cursor = self._records.head.cursor + len(indices) + len(discarded)
@@ -191,7 +182,7 @@ class SupervisedLoop:
             self._evaluate()
         if last or self.step % self._run.context.job.spec.learner.checkpoint.every_steps == 0:
             self.save(final=last)
-        self._note_uploads()
+        self._checkpoints.note_uploads()
 
     def _is_evaluation_due(self) -> bool:
         every = self._run.context.job.spec.evaluation.every_steps
@@ -206,15 +197,6 @@ class SupervisedLoop:
     def _evaluate(self) -> None:
         with timed(self.phases, Phase.EVALUATE):
             self._run.evaluate(self._keys, self.step, self._before + self.step)
-
-    def _note_uploads(self) -> None:
-        for outcome in self._writer.take_outcomes():
-            if outcome.manifest is None:
-                logger.error("the checkpoint of step %d was not committed: %s; the one before stays", outcome.step, outcome.error)
-                continue
-            logger.info("checkpoint of step %d committed in %.1f s", outcome.step, outcome.seconds)
-            self._run.board.update(checkpoint_step=self._before + outcome.step)
-            prune(self._run.store, self._keys, self._run.context.job.spec.learner.checkpoint.keep_last, self._run.context.attempt)
 
     def _metrics(self, report: SupervisedReport) -> StepMetrics:
         return StepMetrics(
