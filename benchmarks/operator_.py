@@ -120,7 +120,8 @@ def main() -> int:
 
 
 async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
-    from cluster_operator import free_port, manifest  # type: ignore[import-not-found]  # from tests/support
+    from cluster_operator import manifest  # type: ignore[import-not-found]  # from tests/support
+    from commands import free_port  # type: ignore[import-not-found]
 
     operators = [Process(folder / "log", free_port())]
     operator = operators[0]

@@ -9,25 +9,18 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
+import commands
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "support"))
-
-from cluster_operator import Api, Operators, wait_for
+from cluster_operator import Api, Operators
+from commands import wait_for
 from operator_rights import AuditLog, chart_objects
 
 from rlvr_api.crd import crd_yaml
 
 FAKE_NODES = 10
-
-
-def kubectl(*arguments, text=""):
-    ended = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0, f"kubectl {' '.join(arguments)}\n{ended.stderr}"
-    return ended.stdout
+kubectl = partial(commands.kubectl, timeout=60)
 
 
 @pytest.fixture(scope="session")

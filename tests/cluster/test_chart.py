@@ -8,11 +8,10 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from commands import kubectl, run, wait_for
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -70,16 +69,6 @@ needs_cluster = pytest.mark.skipif(
 )
 
 
-def run(*command, text=None, check=True, timeout=120):
-    ended = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False)
-    assert not check or ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
-    return ended
-
-
-def kubectl(*arguments, **options):
-    return run("kubectl", *arguments, **options).stdout
-
-
 def render(tmp_path, values, namespace="rlvr-system", check=True):
     (tmp_path / "values.json").write_text(json.dumps(values))
     return run("helm", "template", "rlvr", CHART, "-n", namespace, "-f", os.fspath(tmp_path / "values.json"), check=check)
@@ -87,15 +76,6 @@ def render(tmp_path, values, namespace="rlvr-system", check=True):
 
 def objects(text):
     return [item for item in YAML(typ="safe").load_all(text) if item]
-
-
-def wait_for(condition, seconds, what):
-    """The first true value of `condition`, within a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.3)
-    return value
 
 
 @pytest.mark.parametrize("case", VALUES)

@@ -10,10 +10,10 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import time
 
 import pytest
+from commands import kubectl
 
 from rlvr_api import names
 from rlvr_api.loading import load_job
@@ -75,12 +75,6 @@ def image(role):
 
 
 SITE = Site(images={role: image(role) for role in Role})
-
-
-def kubectl(*arguments, text=""):
-    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from cluster_operator import manifest, wait_for
+from cluster_operator import manifest
+from commands import wait_for
 from operator_rights import granted
 
 pytestmark = [pytest.mark.usefixtures("fake_nodes"), pytest.mark.timeout(300)]

@@ -6,7 +6,8 @@ Also: the job itself goes away right after each write.
 from dataclasses import dataclass
 
 import pytest
-from cluster_operator import FAKE, Api, Fault, Operators, manifest, wait_for
+from cluster_operator import FAKE, Api, Fault, Operators, manifest
+from commands import wait_for
 from whole_jobs import STANDING, assert_whole, finish, is_running, nothing_left, own_names, settled
 
 from rlvr_api import names

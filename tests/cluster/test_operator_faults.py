@@ -5,7 +5,8 @@ import subprocess
 import time
 
 import pytest
-from cluster_operator import manifest, wait_for
+from cluster_operator import manifest
+from commands import wait_for
 from weather import Proxy, Weather
 from whole_jobs import assert_whole, is_running, nothing_left, settled
 

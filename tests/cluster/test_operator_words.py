@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from cluster_operator import manifest, wait_for
+from cluster_operator import manifest
+from commands import wait_for
 from whole_jobs import assert_whole, settled
 
 pytestmark = pytest.mark.timeout(240)

@@ -1,10 +1,8 @@
 """The service as a process: a queue that is measured, and a SIGTERM that loses no item."""
 
 import asyncio
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,35 +12,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+from commands import free_port
 from prometheus_client.parser import text_string_to_metric_families
+from verifier_jobs import sums_and_math
 
 from rlvr_api.process import ExitCode, Variable
-from rlvr_api.spec import RLVRJob
 
 DEADLINE_SECONDS = 60.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_service(folder: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    data = folder / "math.jsonl"
-    data.write_text("\n".join(json.dumps({"problem": f"Expand {n}(x+1).", "answer": f"{n}x+{n}"}) for n in range(2, 42)))
-    job = RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1",
-        "kind": "RLVRJob",
-        "metadata": {"name": "verify"},
-        "spec": {
-            "model": {"uri": "file:///none"},
-            "environments": [{"name": "sums", "arithmetic": {}}, {"name": "math", "math": {"dataset": f"file://{data}"}}],
-            "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
-            "verifiers": {"workers": workers},
-        },
-    })  # fmt: skip
+    job = sums_and_math(folder, [(f"Expand {n}(x+1).", f"{n}x+{n}") for n in range(2, 42)], workers=workers)
     (folder / "job.json").write_text(job.model_dump_json(by_alias=True))
     port = free_port()
     process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """A gold answer never leaves the service: not in answers, errors, keys, logs, metrics or spans, whatever is sent and whatever fails."""
 
 import base64
-import json
 import logging
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import JsonValue
+from verifier_jobs import verifier_job, write_problems
 
-from rlvr_api.spec import RLVRJob
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments import ENVIRONMENTS, open_environments
@@ -62,23 +61,13 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    data = tmp_path_factory.mktemp("data") / "math.jsonl"
-    data.write_text(json.dumps({"problem": "Factor it.", "answer": "(x-73859)(x+91127)"}))
-    job = RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1",
-        "kind": "RLVRJob",
-        "metadata": {"name": "verify"},
-        "spec": {
-            "model": {"uri": "file:///none"},
-            "environments": [
-                {"name": "sums", "arithmetic": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
-                {"name": "math", "math": {"dataset": f"file://{data}", "heldOut": 0.01}},
-                {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
-            ],
-            "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
-            "verifiers": {"workers": 1},
-        },
-    })  # fmt: skip
+    dataset = write_problems(tmp_path_factory.mktemp("data"), [("Factor it.", "(x-73859)(x+91127)")])
+    environments_of_job = [
+        {"name": "sums", "arithmetic": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
+        {"name": "math", "math": {"dataset": dataset, "heldOut": 0.01}},
+        {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
+    ]
+    job = verifier_job(environments_of_job, workers=1)
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     environments: dict[str, Environment] = dict(open_environments(job, {}))

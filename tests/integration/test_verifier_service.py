@@ -1,12 +1,12 @@
 """The verifier service over HTTP: sealed keys, idempotent verdicts, clear errors, and workers that may be killed."""
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from verifier_jobs import sums_and_math
 
 from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import VerdictStatus
@@ -20,19 +20,7 @@ from rlvr_verifier.service import VerifierService
 
 
 def make_job(folder: Path, timeout_seconds: float = 20.0) -> RLVRJob:
-    data = folder / "math.jsonl"
-    data.write_text("\n".join(json.dumps({"problem": f"Double {n}.", "answer": str(2 * n)}) for n in range(40)))
-    return RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1",
-        "kind": "RLVRJob",
-        "metadata": {"name": "verify"},
-        "spec": {
-            "model": {"uri": "file:///none"},
-            "environments": [{"name": "sums", "arithmetic": {}}, {"name": "math", "math": {"dataset": f"file://{data}"}}],
-            "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
-            "verifiers": {"itemTimeoutSeconds": timeout_seconds},
-        },
-    })  # fmt: skip
+    return sums_and_math(folder, [(f"Double {n}.", str(2 * n)) for n in range(40)], itemTimeoutSeconds=timeout_seconds)
 
 
 def make_pool(job: RLVRJob) -> WorkerPool:

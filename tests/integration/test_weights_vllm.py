@@ -4,7 +4,6 @@ while weights arrive, and an engine that dies holds nobody up."""
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 import torch
+from commands import free_port
 
 from rlvr_api.spec import RLVRJob, TorchDistributed
 from rlvr_operator.plan import Address, Addresses, Places, plan
@@ -45,11 +45,6 @@ def register():
 
 LONG = 460
 """Tokens of a completion that is to be in flight for long: many seconds for an idle machine, too, and within the model's context."""
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def engine_workload(model, work_dir, port):

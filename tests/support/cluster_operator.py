@@ -8,16 +8,14 @@ Processes are forked from a server that has everything imported, so that a start
 import json
 import multiprocessing
 import os
-import socket
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+from commands import free_port, wait_for
 from kubernetes.aio.config import kube_config
 
 from rlvr_api import names
@@ -31,15 +29,6 @@ FAKE = {
     "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}],
 }
 """A place on pretended nodes, where pods run at once."""
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: Any, every: float = 0.1) -> Any:
-    """The first true value of `condition`, within a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what() if callable(what) else what}"
-        time.sleep(every)
-    return value
 
 
 def manifest(name: str, namespace: str, *, fake: bool = True, **spec: Any) -> dict[str, Any]:
@@ -196,13 +185,6 @@ class Operators:
         """SIGKILL to whatever still runs."""
         for one in self.running:
             one.kill()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_operator(settings: dict[str, str], log: str, faults: tuple[Fault, ...]) -> None:

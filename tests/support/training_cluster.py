@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import boto3
 import httpx
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from commands import kubectl, run, wait_for
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -30,27 +30,6 @@ S3_PORT = 8333
 RELEASE, SYSTEM = "rlvr", "rlvr-system"
 BUCKET = "runs"
 OPERATOR_PODS = "app.kubernetes.io/name=rlvr-operator"
-
-
-def run(*command, text=None, timeout=120, check=True):
-    ended = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False)
-    assert not check or ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
-    return ended
-
-
-def kubectl(*arguments, **options):
-    return run("kubectl", *arguments, **options).stdout
-
-
-def wait_for(condition, seconds, what, every=0.25):
-    """The first true value of `condition`, within a deadline."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what() if callable(what) else what}"
-        time.sleep(every)
 
 
 def missing():

@@ -1,6 +1,6 @@
 """What a job on a cluster must look like as a whole, and how long to wait until it does."""
 
-from cluster_operator import wait_for
+from commands import wait_for
 
 STANDING = {
     ("ConfigMap", "spec"), ("ServiceAccount", "pods"), ("Service", "rollout"), ("Service", "learner"), ("Service", "verifier"),

@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from training_cluster import missing, open_namespaces, open_operator, open_store, run, start_job, start_long_job
+from commands import run
+from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
 
 MAX_JOBS = 4
 

@@ -8,7 +8,8 @@ import os
 import secrets
 
 import pytest
-from training_cluster import TAG, kubectl, wait_for
+from commands import kubectl, wait_for
+from training_cluster import TAG
 
 pytestmark = [
     pytest.mark.timeout(900),

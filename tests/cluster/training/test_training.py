@@ -8,7 +8,8 @@ import time
 
 import pyarrow.parquet as parquet
 import pytest
-from training_cluster import BUCKET, READY_SECONDS, kubectl, wait_for
+from commands import kubectl, wait_for
+from training_cluster import BUCKET, READY_SECONDS
 
 pytestmark = pytest.mark.timeout(900)
 

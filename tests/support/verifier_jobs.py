@@ -1,0 +1,37 @@
+"""Jobs for tests of the verifier service: what it judges matters, and nothing else does."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rlvr_api.spec import RLVRJob
+
+
+def write_problems(folder: Path, problems: Iterable[tuple[str, str]]) -> str:
+    """Write problems and answers as a dataset; returns its URI."""
+    data = folder / "math.jsonl"
+    data.write_text("\n".join(json.dumps({"problem": problem, "answer": answer}) for problem, answer in problems))
+    return f"file://{data}"
+
+
+def verifier_job(environments: list[dict[str, Any]], **verifiers: Any) -> RLVRJob:
+    """A job with these environments; `verifiers` are fields of `spec.verifiers`."""
+    return RLVRJob.model_validate({
+        "apiVersion": "rlvr.dev/v1alpha1",
+        "kind": "RLVRJob",
+        "metadata": {"name": "verify"},
+        "spec": {
+            "model": {"uri": "file:///none"},
+            "environments": environments,
+            "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
+            "verifiers": verifiers,
+        },
+    })  # fmt: skip
+
+
+def sums_and_math(folder: Path, problems: Iterable[tuple[str, str]], **verifiers: Any) -> RLVRJob:
+    """A job with sums and a dataset of problems."""
+    return verifier_job(
+        [{"name": "sums", "arithmetic": {}}, {"name": "math", "math": {"dataset": write_problems(folder, problems)}}], **verifiers
+    )
