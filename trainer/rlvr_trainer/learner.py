@@ -11,12 +11,11 @@ update; the first minibatch needs none, since it trains that policy.
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor
 
 from rlvr_api.spec import RLVRJobSpec
@@ -29,7 +28,7 @@ from rlvr_trainer.metrics import AgeMetrics
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.rollout import Rollout, RolloutGroup
-from rlvr_trainer.training import NonFiniteStepError, Trainer, timed
+from rlvr_trainer.training import NonFiniteStepError, Resumable, Trainer, timed
 
 __all__ = ["Learner", "NonFiniteStepError", "StepReport"]
 
@@ -111,7 +110,7 @@ class StepReport:
         )
 
 
-class Learner:
+class Learner(Resumable):
     """Trains `policy` for one stage; optimizer and schedule are new.
 
     Args:
@@ -121,11 +120,11 @@ class Learner:
     """
 
     def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec) -> None:
+        super().__init__(Trainer(policy, stage.optimizer, stage.steps))
         self._policy = policy
         self._stage = stage
         self._spec = spec
         self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm, spec.sampling.max_tokens)
-        self._trainer = Trainer(policy, stage.optimizer, stage.steps)
 
     def step(self, groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> StepReport:
         """Learn from a batch.
@@ -148,18 +147,6 @@ class Learner:
             report = self._train(report, groups, trees, f"step {current_step + 1}")
         self._trainer.step += 1
         return report
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Trainer.tensors`."""
-        return self._trainer.tensors()
-
-    def scalars(self) -> dict[str, JsonValue]:
-        """See `Trainer.scalars`."""
-        return self._trainer.scalars()
-
-    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
-        """See `Trainer.load`."""
-        self._trainer.load(tensors, scalars)
 
     def _live_trees(self, groups: Sequence[RolloutGroup], age_of: Callable[[int], int]) -> list[Tree]:
         outcomes = [[Outcome(rollout.reward, len(rollout.token_ids)) for rollout in group.rollouts] for group in groups]

@@ -7,18 +7,17 @@ are packed side by side under an attention that keeps them apart. Temperature is
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor
 
 from rlvr_api.stages import Optimizer
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, plan_micro_batches
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.traces import Example
-from rlvr_trainer.training import Trainer
+from rlvr_trainer.training import Resumable, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class SupervisedReport:
     """Wall time by phase, as `training.Trainer.update` counts it."""
 
 
-class SupervisedLearner:
+class SupervisedLearner(Resumable):
     """Trains `policy` on examples; optimizer and schedule are new.
 
     Args:
@@ -47,7 +46,7 @@ class SupervisedLearner:
     """
 
     def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int, tokens_per_micro_batch: int) -> None:
-        self._trainer = Trainer(policy, optimizer, total_steps)
+        super().__init__(Trainer(policy, optimizer, total_steps))
         self._tokens_per_micro_batch = tokens_per_micro_batch
 
     def step(self, examples: Sequence[Example], place: str) -> SupervisedReport:
@@ -77,15 +76,3 @@ class SupervisedLearner:
         self._trainer.step += 1
         entropy = math.fsum(torch.stack(entropies).tolist()) / tokens
         return SupervisedReport(len(examples), tokens, update.loss, update.gradient_norm, update.learning_rate, entropy, seconds)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Trainer.tensors`."""
-        return self._trainer.tensors()
-
-    def scalars(self) -> dict[str, JsonValue]:
-        """See `Trainer.scalars`."""
-        return self._trainer.scalars()
-
-    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
-        """See `Trainer.load`."""
-        self._trainer.load(tensors, scalars)

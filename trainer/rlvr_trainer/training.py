@@ -132,6 +132,25 @@ class Trainer:
         return loss.detach()
 
 
+class Resumable:
+    """A learner around a trainer: what a checkpoint keeps of it is the trainer's state."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Trainer.tensors`."""
+        return self._trainer.tensors()
+
+    def scalars(self) -> dict[str, JsonValue]:
+        """See `Trainer.scalars`."""
+        return self._trainer.scalars()
+
+    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
+        """See `Trainer.load`."""
+        self._trainer.load(tensors, scalars)
+
+
 def _suspects(micro_batches: Sequence[Sequence[Tree]], losses: Sequence[float], norm: float) -> list[int]:
     """Trees that may have made loss or gradient not finite: those whose loss is not, else all; none when all is well."""
     found = [members for members, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
