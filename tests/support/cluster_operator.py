@@ -192,10 +192,11 @@ def run_operator(settings: dict[str, str], log: str, faults: tuple[Fault, ...]) 
     with Path(log).open("ab", 0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    administrator = os.environ.get("KUBECONFIG", "")
     os.environ.update(settings)
     kube_config.KUBE_CONFIG_DEFAULT_LOCATION = settings["KUBECONFIG"]  # it was read when the server of processes imported the client
     if faults:
-        interfere({fault.job: fault for fault in faults})
+        interfere({fault.job: fault for fault in faults}, administrator)
     from rlvr_operator.__main__ import main
 
     code = main()
@@ -203,8 +204,11 @@ def run_operator(settings: dict[str, str], log: str, faults: tuple[Fault, ...]) 
     os._exit(code)
 
 
-def interfere(faults: dict[str, Fault]) -> None:
-    """Have faults happen after writes. A write is counted once the API server has answered, before the operator knows."""
+def interfere(faults: dict[str, Fault], administrator: str) -> None:
+    """Have faults happen after writes. A write is counted once the API server has answered, before the operator knows.
+
+    Jobs are deleted as a person does it, with the rights of the kubeconfig `administrator`: the operator has none to.
+    """
     from rlvr_operator.cluster import Cluster, GoneError
 
     original, counts = Cluster._request, Counter()
@@ -214,13 +218,13 @@ def interfere(faults: dict[str, Fault]) -> None:
         job = "" if method == "GET" or "/leases" in path else _job_of(path, body, faults)
         counts[job] += 1
         if job and counts[job] == faults[job].write:
-            await strike(self, faults[job], path)
+            if faults[job].action == "die":
+                os._exit(9)
+            async with Cluster(await kube_config.new_client_from_config(administrator or None)) as person:
+                await take_away(person, faults[job], path.split("/namespaces/")[1].split("/")[0])
         return answer
 
-    async def strike(cluster: Cluster, fault: Fault, path: str) -> None:
-        if fault.action == "die":
-            os._exit(9)
-        namespace = path.split("/namespaces/")[1].split("/")[0]
+    async def take_away(cluster: Cluster, fault: Fault, namespace: str) -> None:
         jobs = KINDS[names.KIND].path(namespace)
         found = await original(cluster, "GET", f"{jobs}/{fault.job}")
         try:

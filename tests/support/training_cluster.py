@@ -59,7 +59,10 @@ class Store:
 
     namespace: str
     access_key: str
+    """Of jobs, whose user may not make buckets: the server makes a missing one of itself for an administrator."""
     secret_key: str
+    admin_key: str
+    admin_secret: str
 
     @property
     def endpoint(self):
@@ -70,10 +73,11 @@ class Store:
         return kubectl("-n", self.namespace, "get", "service", "s3", "-o", "jsonpath={.spec.clusterIP}")
 
     def client(self):
+        """An administrator's."""
         config = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 5}, s3={"addressing_style": "path"})
         return boto3.client(
-            "s3", endpoint_url=f"http://{self.address()}:{S3_PORT}", region_name="us-east-1", aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key, config=config,
+            "s3", endpoint_url=f"http://{self.address()}:{S3_PORT}", region_name="us-east-1", aws_access_key_id=self.admin_key,
+            aws_secret_access_key=self.admin_secret, config=config,
         )  # fmt: skip
 
     def keys(self, prefix):
@@ -113,6 +117,10 @@ def store_objects(namespace, data):
         "spec": {"selector": labels, "ports": [{"port": S3_PORT}]},
     }  # fmt: skip
     return {"apiVersion": "v1", "kind": "List", "items": [deployment, service]}
+
+
+def identity(access_key, secret_key, *actions):
+    return {"name": access_key, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
 
 
 class Operator:
@@ -258,10 +266,12 @@ def merged(base, changes):
 @contextlib.contextmanager
 def open_store(folder):
     """An S3 server with the tiny model in its bucket, and its data in `folder`."""
-    found = Store(f"store-{secrets.token_hex(3)}", "tester", secrets.token_hex(12))
-    keys = {"accessKey": found.access_key, "secretKey": found.secret_key}
-    identity = {"name": "t", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    found = Store(f"store-{secrets.token_hex(3)}", "tester", secrets.token_hex(12), "admin", secrets.token_hex(12))
+    identities = [
+        identity(found.access_key, found.secret_key, "Read", "Write", "List", "Tagging"),
+        identity(found.admin_key, found.admin_secret, "Admin", "Read", "Write", "List", "Tagging"),
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     new_namespace(found.namespace, "privileged")
     try:
         kubectl("apply", "-f", "-", text=json.dumps(store_objects(found.namespace, folder)))
