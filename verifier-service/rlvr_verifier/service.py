@@ -32,7 +32,8 @@ from rlvr_verifier.seal import Seal
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED_VERDICTS = 100_000
+REMEMBERED_VERDICTS = 4096
+"""For requests that come again since their answer was lost: more than are under way at once. One that is forgotten is judged anew."""
 
 
 class UnknownEnvironmentError(LookupError):
