@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast test-cluster check generate bench lock images clean
+.PHONY: help demo test test-long test-fast test-cluster check generate bench lock images clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,8 +25,11 @@ models/smollm2-135m-instruct/config.json: | $(VENV)/.installed
 demo: $(VENV)/.installed models/smollm2-135m-instruct/config.json  ## Train SmolLM2-135M on arithmetic, and write a report.
 	@$(BIN)/rlvr run examples/01-arithmetic.yaml
 
-test: $(VENV)/.installed  ## Run every test; those that need what this machine lacks say how to get it.
-	@$(BIN)/python -m pytest tests
+test: $(VENV)/.installed  ## Run the tests; those that need what this machine lacks say how to get it.
+	@$(BIN)/python -m pytest -m "not long" tests
+
+test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (10 minutes).
+	@$(BIN)/python -m pytest -m long tests
 
 test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/golden
