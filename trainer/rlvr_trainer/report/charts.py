@@ -8,7 +8,7 @@ result may go into a page as it is.
 Not covered: interaction, logarithmic axes, more than six series in one chart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -105,7 +105,7 @@ def line_chart(
     y_ticks = ticks(*y_range, wanted=5 if size.height > 200 else 4, whole=whole_y)
     left = 14 + CHARACTER_WIDTH * max(len(y_format(tick)) for tick in y_ticks)
     frame = Frame(size, x_range, y_range, left)
-    parts = [_grid(frame, y_ticks, y_format, x_label), *(_mark(frame, mark) for mark in marks)]
+    parts = [_grid(frame, y_ticks, y_format, x_label), *_marks(frame, marks)]
     parts += [_draw(frame, line, y_format) for line in lines]
     return _svg(size, label, parts)
 
@@ -167,13 +167,21 @@ def _grid(frame: Frame, y_ticks: Sequence[float], y_format: Format, x_label: str
     return "".join(parts)
 
 
-def _mark(frame: Frame, mark: Mark) -> str:
-    column, right = frame.x(mark.x), frame.x(mark.x) > frame.size.width * 0.75
-    anchor, offset = ("end", -4) if right else ("start", 4)
-    return (
-        f'<line class="mark" x1="{column:.1f}" x2="{column:.1f}" y1="{frame.top - 6:.1f}" y2="{frame.size.height - frame.bottom:.1f}"/>'
-        f'<text class="tick name" x="{column + offset:.1f}" y="{frame.top - 2:.1f}" text-anchor="{anchor}">{escape(mark.text)}</text>'
-    )
+def _marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
+    """Each word on the first row where it does not run into another."""
+    taken: list[float] = []  # by row: where its last word ends
+    for mark in sorted(marks, key=lambda mark: mark.x):
+        column, width = frame.x(mark.x), CHARACTER_WIDTH * len(mark.text)
+        right = column + width > frame.size.width
+        start = column - 4 - width if right else column + 4
+        row = next((row for row, end in enumerate(taken) if end < start), len(taken))
+        taken[row : row + 1] = [start + width + 4]
+        anchor, place = ("end", column - 4) if right else ("start", start)
+        foot = frame.size.height - frame.bottom
+        yield (
+            f'<line class="mark" x1="{column:.1f}" x2="{column:.1f}" y1="{frame.top - 6:.1f}" y2="{foot:.1f}"/>'
+            f'<text class="tick name" x="{place:.1f}" y="{frame.top - 2 + 12 * row:.1f}" text-anchor="{anchor}">{escape(mark.text)}</text>'
+        )
 
 
 def _draw(frame: Frame, line: Line, y_format: Format) -> str:

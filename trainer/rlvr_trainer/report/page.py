@@ -20,6 +20,7 @@ from rlvr_api.conditions import ConditionType, Phase
 from rlvr_trainer.metrics import EvaluationResult, StepMetrics, paired_difference
 from rlvr_trainer.report.axes import duration, number, percent
 from rlvr_trainer.report.figures import PART_WORDS, PARTS, bottleneck, cell_name, diagnostic_figures, learning_figures, time_figures
+from rlvr_trainer.report.pass_at_rows import pass_at_table
 from rlvr_trainer.report.run_data import RunData
 from rlvr_trainer.report.text import counted, shortened, visible
 
@@ -35,6 +36,8 @@ class Change:
 
     name: str
     tasks: int
+    samples: str
+    """Of each task: a number, or two where the evaluations differ."""
     before: str
     after: str
     change: str
@@ -61,6 +64,7 @@ def render(data: RunData, generated: datetime) -> str:
         facts=list(key_facts(data)),
         changes=changes(data.evaluations),
         headline=headline(data.evaluations),
+        pass_at=pass_at_table(data.evaluations),
         learning=learning_figures(data),
         diagnostics=diagnostic_figures(data),
         timing=time_figures(data),
@@ -79,9 +83,9 @@ def render(data: RunData, generated: datetime) -> str:
 def run_state(data: RunData) -> tuple[str, str]:
     """How far the run is, in words, and the colour class of that."""
     progress = f"{len(data.steps)} of {data.planned_steps} steps"
-    if len(data.steps) >= data.planned_steps:
-        return "complete", "up"
     phase = data.status.phase if data.status is not None else None
+    if len(data.steps) >= data.planned_steps or phase is Phase.SUCCEEDED:
+        return "complete", "up"
     if phase is Phase.FAILED:
         return f"failed at {progress}", "down"
     if phase in (Phase.SUSPENDED, Phase.SUSPENDING):
@@ -196,7 +200,9 @@ def _change(name: str, before: EvaluationResult, after: EvaluationResult, enviro
         _, lower, upper = paired_difference(before, after, environment, level)
         interval = f"{_points(lower)} to {_points(upper)}"
         verdict = "up" if lower > 0 else "down" if upper < 0 else "unclear"
-    return Change(name, len(shared), percent(old, 1), percent(new, 1), _points(new - old), interval, verdict)
+    return Change(
+        name, len(shared), _samples_per_task(before, after), percent(old, 1), percent(new, 1), _points(new - old), interval, verdict
+    )
 
 
 def _rates(result: EvaluationResult, environment: str | None, level: int | None) -> Mapping[tuple[str, int, str], float]:
@@ -206,6 +212,12 @@ def _rates(result: EvaluationResult, environment: str | None, level: int | None)
         if environment in (None, cell.environment) and level in (None, cell.level)
         for task, rate in cell.task_pass_rates.items()
     }
+
+
+def _samples_per_task(before: EvaluationResult, after: EvaluationResult) -> str:
+    drawn, tasks = ([sum(getattr(cell, name) for cell in result.cells) for result in (before, after)] for name in ("samples", "tasks"))
+    masked = [sum(cell.masked for cell in result.cells) for result in (before, after)]
+    return " and ".join(dict.fromkeys(str(round((drawn[n] + masked[n]) / tasks[n])) for n in (0, 1)))
 
 
 def _points(value: float) -> str:

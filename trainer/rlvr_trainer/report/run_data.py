@@ -38,7 +38,7 @@ class RunData:
 
     @property
     def planned_steps(self) -> int:
-        """Optimizer steps of all stages; of those that depend on data, as many as were taken so far."""
+        """Optimizer steps of all stages; of those that are over or depend on data, as many as were taken."""
         return sum(map(self._steps_of, range(len(self.job.spec.stages))))
 
     def offsets(self) -> Mapping[int, int]:
@@ -52,7 +52,9 @@ class RunData:
 
     def _steps_of(self, index: int) -> int:
         taken = max((step.step for step in self.steps if step.stage_index == index), default=0)
-        return max(self.job.spec.stages[index].planned_steps, taken)
+        reached = max((record.stage_index for records in (self.steps, self.evaluations) for record in records), default=0)
+        over = reached > index  # a gate may have ended it early
+        return taken if over else max(self.job.spec.stages[index].planned_steps, taken)
 
     def position(self, record: StepMetrics | EvaluationResult) -> int:
         """Place of a record on the horizontal axis: optimizer steps of the whole job."""
