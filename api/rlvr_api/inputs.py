@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from rlvr_api.spec import RLVRJobSpec
 
+TRACES = "JSONL of messages, or of prompt and completion"
+
 
 @dataclass(frozen=True)
 class InputFile:
@@ -17,15 +19,19 @@ class InputFile:
 
 
 def input_files(spec: RLVRJobSpec) -> tuple[InputFile, ...]:
-    """Datasets of environments and traces of stages, in the order of the spec."""
+    """Datasets of environments, traces of stages, and traces that these are compared with, in the order of the spec."""
     datasets = [
         InputFile(f"spec.environments[{index}].math.dataset", environment.math.dataset, "JSONL of problem and answer")
         for index, environment in enumerate(spec.environments)
         if environment.math is not None
     ]
     traces = [
-        InputFile(f"spec.stages[{index}].sft.traces", stage.sft.traces, "JSONL of messages, or of prompt and completion")
+        InputFile(f"spec.stages[{index}].sft.traces", stage.sft.traces, TRACES)
         for index, stage in enumerate(spec.stages)
         if stage.sft is not None
     ]
-    return (*datasets, *traces)
+    known = [
+        InputFile(f"spec.provenance.contamination.against[{index}]", uri, TRACES)
+        for index, uri in enumerate(spec.provenance.contamination.against)
+    ]
+    return (*datasets, *traces, *known)

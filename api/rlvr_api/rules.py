@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
 from rlvr_api.environments import ENVIRONMENT_KINDS
 from rlvr_api.names import MAX_JOB_NAME
-from rlvr_api.stages import STAGE_KINDS
+from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def fixed(path: str) -> Rule:
     return Rule(f"self.{path} == oldSelf.{path}", f"{path} says what is trained and is fixed once the job exists: create another job")
 
 
-FIXED = ("seed", "model", "precision", "storage.uri", "environments", "sampling", "stages", "evaluation", "offPolicy")
+FIXED = ("seed", "model", "precision", "storage.uri", "environments", "sampling", "stages", "evaluation", "offPolicy", "provenance")
 """Paths below `spec` that say what is trained."""
 
 _STALE = "self.offPolicy.maxStaleness > 0"
@@ -122,6 +122,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(
             f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",
             "an ordered stage repeats a run only with offPolicy.maxStaleness 0",
+        ),
+        Rule(
+            "self.provenance.externalTraces == 'Allowed' || !self.stages.exists(s, "
+            + " || ".join(f"has(s.{to_camel(kind)})" for kind in EXTERNAL_KINDS)
+            + ")",
+            "provenance.externalTraces is Forbidden, and a stage learns from words that are not the model's own: take it out, or write "
+            "rejectionSampling",
         ),
         *map(fixed, FIXED),
     ),

@@ -16,7 +16,7 @@ from rlvr_api.algorithms import Correction, Rejection, TokenTruncated
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, SecretReference, refuse_reserved
-from rlvr_api.stages import Stage
+from rlvr_api.stages import Stage, TraceUri
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -220,6 +220,29 @@ class OffPolicy(ApiModel):
         return self
 
 
+class Contamination(ApiModel):
+    """The search for what a model is measured on among what it learns from: traces against the held-out prompts of all environments."""
+
+    ngram_words: Annotated[int, Field(ge=4, le=100)] = 13
+    """Words in a row of a held-out prompt that an example may not say; 13 as in arXiv 2005.14165. Shorter prompts count as a whole."""
+    similarity: Annotated[Fraction, Field(gt=0.0)] = 0.8
+    """Share of a held-out prompt's own words, three in a row, from which an example's prompt counts as a near duplicate."""
+    against: Annotated[tuple[TraceUri, ...], Field(max_length=16)] = ()
+    """Files of traces that are looked for as well, for example published ones that the model must not have seen; JSONL as `sft` takes."""
+    on_found: Literal["Warn", "Fail"] = "Warn"
+    """What happens when an example is found: a warning in log, lineage and report, or the job fails before it begins."""
+
+
+class Provenance(ApiModel):
+    """Where a model may come from, and how that is shown: `rlvr lineage` prints it for every model and checkpoint."""
+
+    external_traces: Literal["Allowed", "Forbidden"] = "Allowed"
+    """`Forbidden`: the model learns from its own samples alone. Stages that learn from given or a teacher's words are refused, and so is
+    a model whose lineage has one."""
+    contamination: Contamination = Contamination()
+    """Search for held-out prompts in the data of supervised stages."""
+
+
 class FailurePolicy(ApiModel):
     """How often parts may fail before the job does."""
 
@@ -307,6 +330,8 @@ class RLVRJobSpec(ApiModel):
     """Weight updates."""
     off_policy: OffPolicy = OffPolicy()
     """Asynchrony."""
+    provenance: Provenance = Provenance()
+    """What the model may come from."""
     failure_policy: FailurePolicy = FailurePolicy()
     """Restart budgets."""
     deadlines: Deadlines = Deadlines()
@@ -331,7 +356,15 @@ class RLVRJobSpec(ApiModel):
         for index, stage in enumerate(self.stages):
             self._check_correction(index, stage)
             self._check_promotion(index, stage)
+            self._check_provenance(index, stage)
         return self
+
+    def _check_provenance(self, index: int, stage: Stage) -> None:
+        if self.provenance.external_traces == "Forbidden" and stage.uses_external_traces:
+            raise ValueError(
+                f"stages[{index}].{to_camel(stage.kind)} learns from words that are not the model's own, and provenance.externalTraces is "
+                "Forbidden: take the stage out, or write rejectionSampling, which learns from what the model says itself"
+            )
 
     def _check_promotion(self, index: int, stage: Stage) -> None:
         names = [environment.name for environment in self.environments]

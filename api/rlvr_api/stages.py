@@ -79,13 +79,16 @@ class Rlvr(ApiModel):
         return self
 
 
+TraceUri = Annotated[Uri, Field(pattern=r"^(file://|s3://).+")]
+
+
 class Sft(ApiModel):
     """Supervised fine-tuning on given traces: the mean negative log-likelihood of what the assistant says.
 
     Every turn of the assistant is an example of its own, whose prompt is rendered as an engine would be given it.
     """
 
-    traces: Annotated[Uri, Field(pattern=r"^(file://|s3://).+")]
+    traces: TraceUri
     """JSONL of `{"messages": [{"role": ..., "content": ...}, ...]}` or `{"prompt": ..., "completion": ...}`, as `s3://bucket/key` or
     `file:///path`. A prompt is the user's message, a completion the assistant's."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -162,6 +165,8 @@ class Promotion(ApiModel):
 
 
 STAGE_KINDS = ("sft", "rejection_sampling", "rlvr", "evaluate")
+EXTERNAL_KINDS = ("sft",)
+"""Those that learn from words that are not the model's own."""
 
 
 class Stage(ApiModel):
@@ -189,6 +194,16 @@ class Stage(ApiModel):
     def kind(self) -> str:
         """Which of `STAGE_KINDS` is set."""
         return one_member(self, STAGE_KINDS)
+
+    @property
+    def uses_external_traces(self) -> bool:
+        """Whether it learns from words that are not the model's own."""
+        return self.kind in EXTERNAL_KINDS
+
+    @property
+    def trains(self) -> bool:
+        """Whether it changes the weights."""
+        return self.evaluate is None
 
     @property
     def planned_steps(self) -> int:

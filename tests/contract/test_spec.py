@@ -95,6 +95,15 @@ REFUSED = {
         "promoteWhen.environment",
     ),
     "a gate that everything passes": ("spec.stages.0.promoteWhen", {"atLeast": 0}, "a number above 0"),
+    "given traces that are forbidden": (
+        "spec",
+        {
+            **VALID["spec"],
+            "stages": [{"name": "a", "sft": {"traces": "s3://data/t.jsonl"}}],
+            "provenance": {"externalTraces": "Forbidden"},
+        },
+        "stages[0].sft learns from words that are not the model's own",
+    ),
     "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
     "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
@@ -192,6 +201,14 @@ ACCEPTED = {
         ],
     ),
     "a gate": ("spec.stages.0.promoteWhen", {"metric": "eval/pass_rate", "atLeast": 0.6, "environment": "sums"}),
+    "a model of its own making": (
+        "spec",
+        {
+            **VALID["spec"],
+            "stages": [{"name": "a", "rejectionSampling": {}}, {"name": "b", "rlvr": {"steps": 2}}],
+            "provenance": {"externalTraces": "Forbidden", "contamination": {"against": ["s3://data/known.jsonl"], "onFound": "Fail"}},
+        },
+    ),
     "every rejection": (
         "spec.offPolicy",
         {"correction": {"sequenceMasked": {}}, "rejection": {"geometric": {}, "vetoBelow": 1e-4, "opsm": {}}},

@@ -9,6 +9,7 @@ import pytest
 from commands import wait_for
 from local_run import LocalRun, kill
 
+from rlvr_trainer.lineage_view import find_lineage
 from rlvr_trainer.metrics_log import read_evaluations, read_steps
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.report.source import open_run
@@ -33,8 +34,8 @@ spec:
       rejectionSampling:
         {{rounds: 2, promptsPerRound: 32, samplesPerPrompt: 8, keepPerPrompt: 2, examplesPerStep: 8, optimizer: {{learningRate: 1.0e-3}}}}
     - name: climb
-      rlvr: {{steps: 24, promptsPerStep: 8, groupSize: 8, optimizer: {{learningRate: 1.0e-3}}}}
-      promoteWhen: {{atLeast: 0.05}}
+      rlvr: {{steps: 24, promptsPerStep: 8, groupSize: 8, optimizer: {{learningRate: 2.0e-4}}}}
+      promoteWhen: {{atLeast: 0.02}}
     - name: measure
       evaluate: {{k: [1, 4, 8], tasksPerEnvironment: 30, samplesPerTask: 8}}
   evaluation: {{tasksPerEnvironment: 30, samplesPerTask: 4, everySteps: 12}}
@@ -106,7 +107,11 @@ def check_what_the_store_tells(store) -> None:
     last = {result.stage: result for result in read_evaluations(store)}
     lower = last["climb"].lower_bound()
     assert lower is not None
-    assert lower >= 0.05
+    assert lower >= 0.02
+    lineage = find_lineage(store)[1]
+    assert [(stage.name, stage.steps) for stage in lineage.stages] == [(keys.name, len(records[keys.name])) for keys in STAGES[:3]]
+    assert lineage.external_stages == ("default/path/cold-start",)
+    assert lineage.stages[0].datasets[0].contamination.examples == 6
     (cell,) = last["measure"].cells
     assert set(cell.pass_at) == {1, 4, 8}
     assert cell.pass_at[1].mean == pytest.approx(cell.pass_rate)

@@ -1,26 +1,30 @@
 """The supervised stages against a real store, killed and stopped anywhere: they end with the weights of a run that nothing disturbed."""
 
+import hashlib
 import itertools
 import json
 import random
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlvr_api.spec import RLVRJob
-from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_api.wire import EnvironmentInfo, Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.collector import EventLoopThread
 from rlvr_trainer.collector.episode import UnjudgedError
 from rlvr_trainer.context import BadInputError, RunContext
 from rlvr_trainer.fleet import EngineFleet
+from rlvr_trainer.lineage_view import find_lineage
 from rlvr_trainer.metrics_log import MetricsLog, read_steps
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.progress import ProgressBoard
+from rlvr_trainer.provenance import Provenance, begin_lineage
 from rlvr_trainer.rollout import Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.run import Run, StopRequestedError
 from rlvr_trainer.stages import STAGES
@@ -159,11 +163,15 @@ def make_run(place, model, attempt, fuse=None, stage=None):
         job=job, attempt=attempt, engine_urls={}, verifier_url="", advertised_host="127.0.0.1", status_port=0, model_dir=model,
         s3_endpoint=place.endpoint, work_dir=place.traces.parent,
     )  # fmt: skip
+    known = [EnvironmentInfo(name="sums", kind="arithmetic", version="2", levels=(0, 30), held_out_tasks={0: 23}, deterministic=True)]
+    provenance = Provenance(begin_lineage(job, model), known)
+    provenance.begin(job.spec.stages[0])
     return LoneRun(
         context=context, stop=threading.Event(), store=store, claim=claim_attempt(store, attempt), policy=Policy.load(model, job.spec),
         publisher=SimpleNamespace(clean_engines=tuple, states=dict), runner=Engines(ChatFormat(model, None, 56)),
         loop=EventLoopThread("test"), board=ProgressBoard("cold-start", 1, 0, EngineFleet({})), metrics=MetricsLog(store),
-        instruments=StepInstruments(), held_out=(), evaluation=None, versions=VersionHistory(), fuse=fuse,
+        instruments=StepInstruments(), held_out=(), evaluation=None, versions=VersionHistory(),
+        provenance=provenance, fuse=fuse,
     )  # fmt: skip
 
 
@@ -207,6 +215,22 @@ def test_a_killed_stage_ends_with_the_same_weights(place, model, undisturbed, fu
     assert same(found, undisturbed[1])
     assert [index for committed in read_records(run.store, KEYS) for index in committed.record.groups] == list(range(40))
     assert [step.step for step in read_steps(run.store)] == list(range(1, STEPS + 1))
+
+
+def test_the_manifest_says_what_the_weights_come_from(place, model, undisturbed):
+    run, _ = undisturbed
+    lineage = load_latest(run.store, KEYS).manifest.lineage
+    assert (lineage.job, lineage.base.uri, lineage.parent) == ("default/job", f"file://{model}", None)
+    (stage,) = lineage.stages
+    assert (stage.name, stage.kind, stage.steps, stage.external_traces) == ("cold-start", "sft", STEPS, True)
+    (dataset,) = stage.datasets
+    traces = run.context.job.spec.stages[0].sft.traces
+    digest = hashlib.sha256(Path(traces.removeprefix("file://")).read_bytes()).hexdigest()
+    assert (dataset.uri, dataset.sha256, dataset.examples, dataset.made_by) == (traces, digest, 20, "given")
+    assert [(one.environment, one.kind, one.version) for one in stage.verifiers] == [("sums", "arithmetic", "2")]
+    assert find_lineage(run.store) == (run.store.uri(KEYS.manifest(STEPS)), lineage)
+    assert find_lineage(run.store.below(KEYS.folder))[1] == lineage
+    assert find_lineage(run.store.below(KEYS.checkpoint(6).rstrip("/")))[1].stages[0].steps == 6
 
 
 def test_a_stop_commits_what_was_trained(place, model):

@@ -13,6 +13,7 @@ from rlvr_trainer.report.charts import Line, Mark, line_chart
 from rlvr_trainer.report.page import render, run_state
 from rlvr_trainer.report.pass_at_rows import pass_at_table
 from rlvr_trainer.report.run_data import RunData
+from rlvr_trainer.storage.lineage import Contamination, Dataset, Lineage, SourceModel, StageLineage
 
 TIME = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -89,3 +90,15 @@ def test_words_of_near_marks_do_not_run_into_one_another():
     rows = {word: chart.split(f">{word}<")[0].rsplit(' y="', 1)[1].split('"')[0] for word in ("self-sft", "climb", "last")}
     assert rows["self-sft"] != rows["climb"]
     assert rows["last"] == rows["self-sft"]
+
+
+def test_the_page_says_what_the_weights_come_from_and_warns_of_a_test_that_was_learned(job):
+    found = Contamination(references=23, found={"ngram": 2}, shown=("line 1 holds a held-out task of sums (ngram)",))
+    dataset = Dataset(uri="s3://data/<t>.jsonl", sha256="0" * 64, examples=9, made_by="given", contamination=found)
+    stage = StageLineage(name="cold", kind="sft", steps=3, external_traces=True, datasets=(dataset,))
+    lineage = Lineage(job="default/j", base=SourceModel(uri="file:///m", sha256="1" * 64), stages=(stage,))
+    evaluations = [result("climb", 0, number, cell("sums", 0, [1, 2])) for number in (0, 1)]
+    page = render(RunData(job, [step(1)], evaluations, (), None, lineage), TIME)
+    assert "2 examples of s3://data/&lt;t&gt;.jsonl hold held-out tasks" in page
+    assert "external traces  default/j/cold\ntrained by default/j" in page
+    assert "what was learned" not in render(RunData(job, [step(1)], evaluations, ()), TIME)

@@ -22,6 +22,7 @@ from rlvr_trainer.stages import STAGES
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, latest_manifest, load_latest
 from rlvr_trainer.storage.errors import SupersededError
 from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.lineage import Lineage
 from rlvr_trainer.storage.records import RecordConflictError
 
 logger = logging.getLogger("rlvr_trainer")
@@ -74,7 +75,7 @@ def _run(context: RunContext, stop: threading.Event) -> None:
     claim = take_over(context, store)
     keys = [StageKeys(index, stage.name) for index, stage in enumerate(spec.stages)]
     checkpoint = load_latest(store, keys, fall_back=True)
-    with assemble(context, stop, store, claim) as run:
+    with assemble(context, stop, store, claim, _lineage_of(checkpoint)) as run:
         try:
             _run_stages(run, keys, checkpoint)
         except StopRequestedError:
@@ -90,10 +91,25 @@ def _run_stages(run: Run, keys: list[StageKeys], checkpoint: LoadedCheckpoint | 
     if first:  # an attempt that ended at the gate has left a finished stage behind
         check_promotion(stages[first - 1], run.results, run.store)
     for index, stage in enumerate(stages[first:], first):
+        if stage.trains:
+            run.provenance.begin(stage)
         steps.append(STAGES[stage.kind](run, index, stage, resumed, sum(steps)).execute())
+        if stage.trains:
+            run.provenance.end(steps[-1])
         check_promotion(stage, run.results, run.store)
         resumed = None
     export_final_model(run, keys[-1], steps[-1])
+
+
+def _lineage_of(checkpoint: LoadedCheckpoint | None) -> Lineage | None:
+    if checkpoint is None:
+        return None
+    if checkpoint.manifest.lineage is None:
+        raise BadInputError(
+            f"the checkpoint of step {checkpoint.manifest.step} of stage {checkpoint.manifest.stage} does not say what its weights come "
+            f"from: it was written by version {checkpoint.manifest.code_version}; go on with that one, or start a job of another name"
+        )
+    return checkpoint.manifest.lineage
 
 
 def _finished_steps(run: Run, stage: StageKeys) -> int:

@@ -1,6 +1,7 @@
 """Puts the learner process together, and checks what only the store, the model and the verifier service can know.
 
-    store -> claim the attempt -> newest checkpoint -> model -> verifier service -> prompts fit? -> ready -> engines' publisher -> Run
+    store -> claim the attempt -> newest checkpoint -> model -> verifier service -> prompts fit? traces clean? -> ready
+                                                                                                    -> engines' publisher -> Run
 
 In a cluster engines are started only when the learner is ready, so nothing before that may wait for one. Everything that a person must
 mend is a `BadInputError` before the first GPU second is spent.
@@ -30,11 +31,13 @@ from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.metrics_log import MetricsLog
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.progress import ProgressBoard, serving
+from rlvr_trainer.provenance import Provenance, begin_lineage
 from rlvr_trainer.run import Run
 from rlvr_trainer.storage.attempts import AttemptClaim, claim_attempt
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.errors import StorageError
-from rlvr_trainer.traces import read_traces
+from rlvr_trainer.storage.lineage import Lineage
+from rlvr_trainer.trace_preflight import check_traces, find_contamination, held_out_tasks
 from rlvr_trainer.versions import VersionHistory
 from rlvr_trainer.weights.probe import Probe, default_tolerance
 from rlvr_trainer.weights.publisher import WeightPublisher
@@ -69,8 +72,12 @@ def open_store(context: RunContext) -> ObjectStore:
 
 
 @contextmanager
-def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, claim: AttemptClaim) -> Iterator[Run]:
-    """Make the parts, serve the status, and take everything down at the end."""
+def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, claim: AttemptClaim, lineage: Lineage | None) -> Iterator[Run]:
+    """Make the parts, serve the status, and take everything down at the end.
+
+    Args:
+        lineage: of the newest checkpoint; None when there is none.
+    """
     spec = context.job.spec
     fleet = EngineFleet(context.engine_urls)
     board = ProgressBoard(spec.stages[0].name, len(spec.stages), total_steps(spec), fleet)
@@ -82,10 +89,13 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
         with serving(board, loop, _bind_host(context.advertised_host), context.status_port):
             policy = _load_policy(context)
             chat = _chat_format(context)
-            _check_traces(context, chat)
+            traces = check_traces(context, chat)
+            lineage = lineage or begin_lineage(context.job, context.model_dir)
             verifiers = VerifierClient(context.verifier_url, client, spec.deadlines.stall_seconds)
             board.update(message="waiting for the verifier service")
             known, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
+            held_out = loop.submit(held_out_tasks(verifiers, spec, known)).result()
+            contamination = find_contamination(context, traces, held_out)
             board.update(message="waiting for engines")
             with _open_publisher(context, policy, fleet, prompt_ids) as publisher:
                 fleet.attach(publisher)
@@ -106,6 +116,8 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
                     held_out=known,
                     evaluation=plan_evaluation(spec.evaluation, spec.environments, known),
                     versions=VersionHistory(),
+                    provenance=Provenance(lineage, known),
+                    contamination=contamination,
                 )
     finally:
         metrics.close()
@@ -144,13 +156,6 @@ def _chat_format(context: RunContext) -> ChatFormat:
         return ChatFormat(context.model_dir, model.chat_template, model.max_model_len - sampling.max_tokens)
     except (OSError, ValueError) as error:
         raise BadInputError(f"spec.model: {error}") from error
-
-
-def _check_traces(context: RunContext, chat: ChatFormat) -> None:
-    """Read the traces of all stages, so that a fault in the last one does not end a run after days."""
-    for stage in context.job.spec.stages:
-        if stage.sft is not None:
-            read_traces(context, stage.sft, chat)
 
 
 def _open_publisher(context: RunContext, policy: Policy, fleet: EngineFleet, prompt_ids: Sequence[int]) -> WeightPublisher:

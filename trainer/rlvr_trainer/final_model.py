@@ -20,6 +20,8 @@ def export_final_model(run: Run, keys: StageKeys, step: int) -> None:
     run.board.update(message="writing the final model")
     dtype = getattr(torch, run.context.job.spec.precision.engine)
     tensors = run.policy.engine_named_tensors()
-    manifest = export_model(run.store, keys, run.claim, tensors, run.context.model_dir, dtype, step, run.versions.current)
+    manifest = export_model(
+        run.store, keys, run.claim, tensors, run.context.model_dir, dtype, step, run.versions.current, run.provenance.lineage
+    )
     logger.info("the final model is in %s/%s", run.store.uri(keys.model), manifest.folder)
     run.board.update(message="done")

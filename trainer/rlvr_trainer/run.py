@@ -25,9 +25,11 @@ from rlvr_trainer.metrics import EvaluationCell, EvaluationResult, summarize_eva
 from rlvr_trainer.metrics_log import MetricsLog
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.progress import ProgressBoard
+from rlvr_trainer.provenance import Provenance
 from rlvr_trainer.storage.attempts import AttemptClaim
 from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.lineage import Contamination
 from rlvr_trainer.storage.rollouts import write_groups
 from rlvr_trainer.telemetry import Attribute, SpanName, StepInstruments, tracer
 from rlvr_trainer.versions import VersionHistory
@@ -69,6 +71,9 @@ class Run:
     """What the verifier service has for evaluations."""
     evaluation: EvaluationPlan
     versions: VersionHistory
+    provenance: Provenance
+    contamination: Mapping[str, Contamination] = field(default_factory=dict)
+    """What the preflight found in the traces of stages, by URI."""
     results: dict[str, EvaluationResult] = field(default_factory=dict)
     """This attempt's last evaluation of each stage, by its name."""
     published: bool = False

@@ -1,6 +1,6 @@
 """Supervised examples from a file of traces: prompts and completions as token ids, exactly as an engine would see and say them.
 
-    JSON lines (file:// or s3://) -> conversations -> one example for each turn of the assistant -> tokens -> TraceSet
+    JSON lines (file:// or s3://) -> TraceFile -> conversations -> one example for each turn of the assistant -> tokens -> TraceSet
 
 Every fault of the file is a `BadInputError` that lists the first lines at fault; nothing is dropped in silence.
 
@@ -9,10 +9,10 @@ Not covered: files larger than memory, Parquet, tools and images in messages.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 SHOWN_FAULTS = 10
 FILE_SCHEME = "file://"
 
+ItemT = TypeVar("ItemT")
+Conversation = tuple[Message, ...]
+"""Ends with the assistant's words that are learned."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -44,6 +48,44 @@ class Example:
     def tokens(self) -> int:
         """Prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFile:
+    """A file of traces as it is."""
+
+    uri: str
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def conversations(self) -> Iterator[tuple[str, Conversation]]:
+        """Each turn of the assistant with all that came before it, and the name of its line.
+
+        Raises:
+            BadInputError: lines have faults; the first ones are listed.
+        """
+        return self.convert(lambda name, conversation: (name, conversation))
+
+    def convert(self, convert: Callable[[str, Conversation], ItemT]) -> Iterator[ItemT]:
+        """As `conversations`; what `convert` raises as a `ValueError` is a fault of the line."""
+        faults: list[str] = []
+        for number, line in enumerate(self.data.split(b"\n"), 1):
+            if not line.strip():
+                continue
+            name = f"line {number}"
+            try:
+                yield from [convert(name, conversation) for conversation in Trace.model_validate_json(line).conversations()]
+            except ValidationError as error:
+                faults.append(f"{name}: {first_fault(error)}")
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+        if faults:
+            more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+            raise BadInputError(f"traces {self.uri}: {'; '.join(faults[:SHOWN_FAULTS])}{more}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +116,7 @@ class Trace(BaseModel):
             raise ValueError("no message after the first is the assistant's, so there is nothing to learn")
         return self
 
-    def conversations(self) -> Iterator[tuple[Message, ...]]:
+    def conversations(self) -> Iterator[Conversation]:
         """Each turn of the assistant with all that came before it."""
         messages = self.messages or (
             Message(role="user", content=self.prompt or ""),
@@ -85,27 +127,43 @@ class Trace(BaseModel):
                 yield messages[: place + 1]
 
 
-def read_traces(context: RunContext, stage: Sft, chat: ChatFormat) -> TraceSet:
-    """The examples of a stage.
+def read_trace_file(context: RunContext, uri: str) -> TraceFile:
+    """A file of traces.
 
     Raises:
-        BadInputError: the file is not there, has faults, or leaves no example.
+        BadInputError: it is not there.
     """
-    spec, place = context.job.spec, f"traces {stage.traces}"
-    data = _read(stage.traces, S3Settings(context.s3_endpoint, spec.storage.region), place)
-    examples = tuple(_examples(data, chat, place))
-    fitting = tuple(example for example in examples if example.tokens <= spec.model.max_model_len)
+    return TraceFile(uri, _read(uri, S3Settings(context.s3_endpoint, context.job.spec.storage.region), f"traces {uri}"))
+
+
+def read_traces(context: RunContext, stage: Sft, chat: ChatFormat) -> TraceSet:
+    """The examples of a stage, from its file; see `make_examples`."""
+    return make_examples(read_trace_file(context, stage.traces), stage, chat, context.job.spec.model.max_model_len)
+
+
+def make_examples(file: TraceFile, stage: Sft, chat: ChatFormat, max_model_len: int) -> TraceSet:
+    """The examples of a stage.
+
+    Args:
+        max_model_len: tokens of the longest example.
+
+    Raises:
+        BadInputError: the file has faults, or leaves no example.
+    """
+    place = f"traces {file.uri}"
+    examples = tuple(file.convert(lambda name, conversation: Example(name, *chat.answer(conversation))))
+    fitting = tuple(example for example in examples if example.tokens <= max_model_len)
     longest = max((example.tokens for example in examples), default=0)
     if not fitting or (stage.too_long == "refuse" and len(fitting) < len(examples)):
         raise BadInputError(
             f"{place}: {len(examples) - len(fitting)} of {len(examples)} examples have more tokens than model.maxModelLen "
-            f"{spec.model.max_model_len}, the longest {longest}: raise it, or shorten the traces"
+            f"{max_model_len}, the longest {longest}: raise it, or shorten the traces"
             if examples
             else f"{place} has no line, so there is nothing to learn: write at least one trace"
         )
     if len(fitting) < len(examples):
         logger.warning("%s: %d of %d examples are too long and left out", place, len(examples) - len(fitting), len(examples))
-    return TraceSet(fitting, hashlib.sha256(data).hexdigest(), len(examples) - len(fitting))
+    return TraceSet(fitting, file.sha256, len(examples) - len(fitting))
 
 
 def _read(uri: str, settings: S3Settings, place: str) -> bytes:
@@ -120,24 +178,3 @@ def _read(uri: str, settings: S3Settings, place: str) -> bytes:
         if isinstance(error, StorageError) and not error.permanent:
             raise
         raise BadInputError(f"{place} cannot be read: {error}") from None
-
-
-def _examples(data: bytes, chat: ChatFormat, place: str) -> Iterator[Example]:
-    faults: list[str] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield from _parse(line, number, chat)
-        except ValidationError as error:
-            faults.append(f"line {number}: {first_fault(error)}")
-        except ValueError as error:
-            faults.append(f"line {number}: {error}")
-    if faults:
-        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        raise BadInputError(f"{place}: {'; '.join(faults[:SHOWN_FAULTS])}{more}")
-
-
-def _parse(line: bytes, number: int, chat: ChatFormat) -> Sequence[Example]:
-    trace = Trace.model_validate_json(line)
-    return [Example(f"line {number}", *chat.answer(conversation)) for conversation in trace.conversations()]

@@ -48,7 +48,11 @@ def resolve_paths(job: RLVRJob, base_dir: Path) -> RLVRJob:
         else stage.model_copy(update={"sft": stage.sft.model_copy(update={"traces": _absolute(stage.sft.traces, base_dir)})})
         for stage in job.spec.stages
     )
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"model": model, "environments": environments, "stages": stages})})
+    contamination = job.spec.provenance.contamination
+    against = tuple(_absolute(uri, base_dir) for uri in contamination.against)
+    provenance = job.spec.provenance.model_copy(update={"contamination": contamination.model_copy(update={"against": against})})
+    changed = {"model": model, "environments": environments, "stages": stages, "provenance": provenance}
+    return job.model_copy(update={"spec": job.spec.model_copy(update=changed)})
 
 
 def find_problems(job: RLVRJob, runs_dir: Path) -> tuple[Problem, ...]:

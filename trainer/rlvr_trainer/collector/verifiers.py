@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import httpx
 
 from rlvr_api.wire import (
+    MAX_BATCH_ITEMS,
     EnvironmentsResponse,
     SampleRequest,
     SampleResponse,
@@ -63,9 +64,20 @@ class VerifierClient:
         Raises:
             RequestRefusedError, UnreachableError: as `post_model`.
         """
-        message = SampleRequest(items=(request,))
-        response = await post_model(self._client, f"{self._url}/v1/sample", message, SampleResponse, self._timeout_seconds)
-        return response.tasks[0]
+        return (await self.sample_all((request,)))[0]
+
+    async def sample_all(self, requests: Sequence[TaskRequest]) -> tuple[Task, ...]:
+        """Tasks in the order of the requests, in as few calls as the service allows.
+
+        Raises:
+            RequestRefusedError, UnreachableError: as `post_model`.
+        """
+        tasks: list[Task] = []
+        for start in range(0, len(requests), MAX_BATCH_ITEMS):
+            message = SampleRequest(items=tuple(requests[start : start + MAX_BATCH_ITEMS]))
+            response = await post_model(self._client, f"{self._url}/v1/sample", message, SampleResponse, self._timeout_seconds)
+            tasks += response.tasks
+        return tuple(tasks)
 
     async def score(self, items: Sequence[ScoreItem], renew: TaskRequest) -> tuple[Verdict, ...]:
         """Verdicts in the order of `items`, which are completions of one task.

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from rlvr_api.cli import DISTRIBUTION
 from rlvr_api.conditions import ConditionType, Phase
+from rlvr_trainer.lineage_view import lineage_lines
 from rlvr_trainer.metrics import EvaluationResult, StepMetrics, paired_difference
 from rlvr_trainer.report.axes import duration, number, percent
 from rlvr_trainer.report.figures import PART_WORDS, PARTS, bottleneck, cell_name, diagnostic_figures, learning_figures, time_figures
@@ -63,6 +64,8 @@ def render(data: RunData, generated: datetime) -> str:
         failure=failure(data),
         facts=list(key_facts(data)),
         changes=changes(data.evaluations),
+        contaminated=contaminated(data),
+        lineage=list(lineage_lines(data.lineage)) if data.lineage is not None else [],
         headline=headline(data.evaluations),
         pass_at=pass_at_table(data.evaluations),
         learning=learning_figures(data),
@@ -169,6 +172,14 @@ def truncation_note(data: RunData) -> str:
     why = f" The rule lastInteger of {', '.join(rules)} pays for them all the same." if rules else ""
     limit = data.job.spec.sampling.max_tokens
     return f"{percent(last)} of the last step's completions ended at the limit of {limit} tokens, not at a stop token.{why}"
+
+
+def contaminated(data: RunData) -> str:
+    """A warning when examples that were learned hold held-out prompts; empty when none is known to."""
+    stages = data.lineage.stages if data.lineage is not None else ()
+    found = [(dataset.contamination.examples, dataset.uri) for stage in stages for dataset in stage.datasets if dataset.contamination]
+    told = [f"{counted(examples, 'example')} of {uri}" for examples, uri in found if examples]
+    return f"{' and '.join(told)} hold held-out tasks or known traces: what is measured here is in part what was learned." if told else ""
 
 
 def settings(value: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:

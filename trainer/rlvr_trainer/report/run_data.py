@@ -7,12 +7,15 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rlvr_api.cli import UserError
 from rlvr_api.spec import RLVRJob
 from rlvr_api.status import RLVRJobStatus
+from rlvr_trainer.lineage_view import find_lineage
 from rlvr_trainer.metrics import EvaluationResult, StepMetrics
 from rlvr_trainer.metrics_log import read_evaluations, read_steps
 from rlvr_trainer.report.records import RolloutView, StepRollouts, load_step, recorded_steps, stages_of
 from rlvr_trainer.report.source import RunSource
+from rlvr_trainer.storage.lineage import Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class RunData:
     evaluations: Sequence[EvaluationResult]
     samples: Sequence[Sample]
     status: RLVRJobStatus | None = None
+    lineage: Lineage | None = None
+    """Of its newest model or checkpoint; None while there is none."""
 
     @property
     def planned_steps(self) -> int:
@@ -68,7 +73,9 @@ def load_run_data(source: RunSource) -> RunData:
         StorageError: the store cannot be read.
         MetricsUnreadableError: a metrics record is damaged.
     """
-    return RunData(source.job, read_steps(source.store), read_evaluations(source.store), tuple(_samples(source)), source.status)
+    return RunData(
+        source.job, read_steps(source.store), read_evaluations(source.store), tuple(_samples(source)), source.status, _lineage(source)
+    )
 
 
 def choose_samples(when: str, step: StepRollouts, seed: str) -> list[Sample]:
@@ -98,6 +105,13 @@ def _samples(source: RunSource) -> list[Sample]:
         for stage, step in places
         for sample in choose_samples(when, load_step(source.store, stage, step), f"{source.job.metadata.name}/{stage.folder}/{step}")
     ]
+
+
+def _lineage(source: RunSource) -> Lineage | None:
+    try:
+        return find_lineage(source.store)[1]
+    except UserError:
+        return None
 
 
 def _of_other_groups(views: Sequence[RolloutView], used: Iterable[RolloutView]) -> Sequence[RolloutView]:

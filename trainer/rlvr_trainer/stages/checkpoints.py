@@ -34,7 +34,7 @@ class StageCheckpoints:
 
     def __init__(self, run: Run, keys: StageKeys, before: int) -> None:
         self._run, self._keys, self._before = run, keys, before
-        self._writer = CheckpointWriter(run.store, keys, run.claim)
+        self._writer = CheckpointWriter(run.store, keys, run.claim, lineage=run.provenance.at)
 
     def save(
         self, tensors: Mapping[str, Tensor], state: CheckpointState, phases: dict[str, float], groups: Sequence[RolloutGroup] = ()

@@ -16,6 +16,7 @@ from rlvr_trainer.run import Run, StopRequestedError
 from rlvr_trainer.stages.supervised import SupervisedLoop, steps_of
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.lineage import Dataset
 from rlvr_trainer.supervised_learner import SupervisedLearner
 from rlvr_trainer.traces import Example, read_traces
 
@@ -29,7 +30,7 @@ class SftStage:
     def __init__(self, run: Run, index: int, stage: Stage, checkpoint: LoadedCheckpoint | None, steps_before: int) -> None:
         assert stage.sft is not None
         spec = run.context.job.spec
-        self._spec, self._keys = stage.sft, StageKeys(index, stage.name)
+        self._run, self._spec, self._keys = run, stage.sft, StageKeys(index, stage.name)
         self._traces = read_traces(run.context, stage.sft, run.runner.chat)
         self._order = example_order(len(self._traces.examples), stage.sft.epochs, f"{spec.seed}/{stage.name}")
         self._steps = steps_of(len(self._traces.examples), stage.sft.epochs, stage.sft.examples_per_step)
@@ -52,6 +53,7 @@ class SftStage:
                 "put the old file back, or start a job of another name"
             )
         try:
+            self._run.provenance.add(self._dataset())
             for record in plan.replay:
                 loop.replay(self._examples(record.groups))
             loop.begin()
@@ -63,6 +65,11 @@ class SftStage:
             raise
         loop.finish()
         return loop.step
+
+    def _dataset(self) -> Dataset:
+        found = self._run.contamination.get(self._spec.traces)
+        examples = len(self._traces.examples)
+        return Dataset(uri=self._spec.traces, sha256=self._traces.sha256, examples=examples, made_by="given", contamination=found)
 
     def _examples(self, positions: Sequence[int]) -> list[Example]:
         return [self._traces.examples[self._order[position]] for position in positions]

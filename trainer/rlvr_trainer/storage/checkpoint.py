@@ -8,11 +8,10 @@ all. What is guaranteed about attempts is in `attempts.py`; reading and pruning 
 Staging memory is as large as the tensors and is kept between snapshots of equal layout: fresh memory costs more time than the copy.
 """
 
-import importlib.metadata
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -30,6 +29,7 @@ from rlvr_trainer.storage.errors import (
     SupersededError,
 )
 from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.lineage import Lineage, running_code
 from rlvr_trainer.storage.manifest import CheckpointManifest, CheckpointState, parse_manifest
 from rlvr_trainer.storage.rollouts import write_groups
 from rlvr_trainer.storage.tensor_files import ShardPlan, plan_shards, stage, tensor_bytes
@@ -37,7 +37,6 @@ from rlvr_trainer.storage.tensor_files import ShardPlan, plan_shards, stage, ten
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 512 << 20
-DISTRIBUTION = "rlvr-operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,14 @@ class CheckpointWriter:
         stage: the stage.
         claim: the attempt's right to write.
         shard_bytes: largest safetensors file, unless a tensor is larger by itself.
+        lineage: what the weights come from after a step.
     """
 
-    def __init__(self, store: ObjectStore, stage: StageKeys, claim: AttemptClaim, shard_bytes: int = SHARD_BYTES) -> None:
-        self._store, self._stage, self._claim, self._shard_bytes = store, stage, claim, shard_bytes
+    def __init__(
+        self, store: ObjectStore, stage: StageKeys, claim: AttemptClaim, shard_bytes: int = SHARD_BYTES,
+        lineage: Callable[[int], Lineage | None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._store, self._stage, self._claim, self._shard_bytes, self._lineage = store, stage, claim, shard_bytes, lineage
         self._plans: tuple[ShardPlan, ...] = ()
         self._buffers: tuple[Tensor, ...] = ()
         self._thread: threading.Thread | None = None
@@ -122,8 +125,9 @@ class CheckpointWriter:
             stage=self._stage.name,
             stage_index=self._stage.index,
             attempt=self._claim.attempt,
-            code_version=importlib.metadata.version(DISTRIBUTION),
+            code_version=running_code().version,
             time=datetime.now(UTC),
+            lineage=self._lineage(state.step),
             state=state,
             tensors=(),
         )

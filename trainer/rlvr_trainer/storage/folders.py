@@ -20,6 +20,7 @@ from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.documents import Count, StoredBlob, StoredDocument, first_fault
 from rlvr_trainer.storage.errors import CorruptObjectError, ObjectMissingError, StorageError
 from rlvr_trainer.storage.layout import MANIFEST
+from rlvr_trainer.storage.lineage import Lineage
 
 SOURCE = ".source.json"
 """File of a downloaded folder that says what it was made from."""
@@ -40,6 +41,8 @@ class ModelManifest(StoredDocument):
     """Of the weights, for example `bfloat16`."""
     time: AwareDatetime
     """When they were written."""
+    lineage: Lineage | None = None
+    """What the weights come from."""
     folder: str
     """Folder of the files beside this manifest."""
     files: tuple[StoredBlob, ...]

@@ -20,6 +20,7 @@ from rlvr_trainer.storage.documents import StoredBlob
 from rlvr_trainer.storage.errors import AlreadyExistsError, ObjectMissingError
 from rlvr_trainer.storage.folders import ModelManifest, parse_model_manifest
 from rlvr_trainer.storage.layout import StageKeys, model_folder
+from rlvr_trainer.storage.lineage import LINEAGE_FILE, Lineage
 from rlvr_trainer.storage.tensor_files import ShardPlan, plan_shards, tensor_bytes
 
 FILE_BYTES = 5_000_000_000
@@ -46,6 +47,7 @@ def export_model(
     dtype: torch.dtype,
     step: int,
     weight_version: int,
+    lineage: Lineage | None = None,
 ) -> ModelManifest:
     """Write final weights, once for a stage; gives what is there when an earlier attempt has done it.
 
@@ -58,6 +60,7 @@ def export_model(
         dtype: of the exported floating-point weights.
         step: optimizer steps of the stage.
         weight_version: version of these weights among the engines.
+        lineage: what they come from; also a file of the folder.
 
     Raises:
         SupersededError: a newer attempt has claimed.
@@ -69,7 +72,10 @@ def export_model(
         return present
     claim.check()
     place, folder = store.below(stage.model), model_folder(claim.attempt)
-    files = [place.put(f"{folder}/{name}", content) for name, content in _small_files(source, dtype).items()]
+    small = {name: content for name, content in _small_files(source, dtype).items() if name != LINEAGE_FILE}  # that of the base
+    if lineage is not None:
+        small[LINEAGE_FILE] = lineage.to_bytes()
+    files = [place.put(f"{folder}/{name}", content) for name, content in small.items()]
     files += _upload_weights(place, folder, tensors, dtype)
     manifest = ModelManifest(
         stage=stage.name,
@@ -78,6 +84,7 @@ def export_model(
         weight_version=weight_version,
         dtype=_dtype_name(dtype),
         time=datetime.now(UTC),
+        lineage=lineage,
         folder=folder,
         files=tuple(files),
     )

@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_val
 from rlvr_trainer.rollout import Admission
 from rlvr_trainer.storage.documents import Count, Discard, Sha256, StoredBlob, StoredDocument, first_fault
 from rlvr_trainer.storage.errors import CorruptObjectError
+from rlvr_trainer.storage.lineage import Lineage
 
 
 class CheckpointState(StoredDocument):
@@ -60,6 +61,8 @@ class CheckpointManifest(StoredDocument):
     """Version of the program that wrote it."""
     time: AwareDatetime
     """When the snapshot was taken."""
+    lineage: Lineage | None = None
+    """What the weights come from; None for tensors that are no model's."""
     state: CheckpointState
     """The learner's state."""
     tensors: tuple[StoredBlob, ...]
