@@ -1,6 +1,6 @@
 """Algorithms and off-policy corrections that a stage may ask for; the trainer has one file for each algorithm."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -152,6 +152,39 @@ class Algorithm(ApiModel):
     def kind(self) -> str:
         """Which of `ALGORITHM_KINDS` is set."""
         return one_member(self, ALGORITHM_KINDS)
+
+
+class ReferenceKl(ApiModel):
+    """A penalty on KL(π_θ ‖ π_ref), which holds the policy to a frozen one (arXiv 2009.01325; estimators: joschu.net/blog/kl-approx.html).
+
+    Costs another copy of the weights in float32, and one forward pass more; two with `placement: reward`.
+    """
+
+    coefficient: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Weight of a nat: of the mean over tokens in the loss, of a completion's sum in its reward. RLVR often does best without any; 1e-3 is
+    usual where one is wanted."""
+    placement: Literal["loss", "reward"] = "loss"
+    """`loss`: a term beside the policy's, of all completions that were judged, those of solved and hopeless groups too. `reward`: taken off
+    each completion's reward, before advantages."""
+    estimator: Literal["k1", "k2", "k3"] = "k2"
+    """What a token counts, with d = log π_θ − log π_ref: k1 = d, k2 = d²/2, k3 = exp(−d) − 1 + d. Only k1 has the right gradient in the
+    reward, and none of its own in the loss. There k2 and k3 have the same one, d·∇log π_θ, whose mean is that of the KL; k3 differs in the
+    value that is shown, which estimates the KL without bias."""
+    reference: Literal["base", "stageStart"] = "base"
+    """`base`: the model of `model.uri`. `stageStart`: the weights that the stage began with."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.placement == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "estimator k1 in the loss has a gradient of mean 0, so nothing would hold the policy: set it to k2 or k3, or placement to "
+                "reward"
+            )
+        if self.placement == "reward" and self.estimator != "k1":
+            raise ValueError(
+                f"estimator {self.estimator} in the reward pushes towards another optimum than the KL's: set it to k1, or placement to loss"
+            )
+        return self
 
 
 class TokenTruncated(ApiModel):

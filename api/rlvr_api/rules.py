@@ -72,6 +72,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "groups of equal rewards carry a gradient where reinforcePlusPlus.groupBaseline is false: set zeroVariance to skip",
         ),
     ),
+    "ReferenceKl": (
+        Rule(
+            "self.placement != 'loss' || self.estimator != 'k1'",
+            "k1 in the loss has a gradient of mean 0, so nothing would hold the policy: set estimator to k2 or k3, or placement to reward",
+        ),
+        Rule(
+            "self.placement != 'reward' || self.estimator == 'k1'",
+            "in the reward only k1 has the gradient of the KL: set estimator to k1, or placement to loss",
+        ),
+    ),
     "RejectionSampling": (
         Rule("self.keepPerPrompt <= self.samplesPerPrompt", "keepPerPrompt is above samplesPerPrompt: lower it"),
         Rule("self.optimizer.schedule == 'constant'", "a cosine needs a last step, and what passes decides it: write constant"),

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlvr_api.algorithms import Algorithm, Grpo
+from rlvr_api.algorithms import Algorithm, Grpo, ReferenceKl
 from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
 
 
@@ -50,6 +50,11 @@ class Rlvr(ApiModel):
     minibatches: Annotated[int, Field(ge=1, le=64)] = 1
     """Optimizer updates a step, each on its share of the step's groups. With 1 the ratio to the policy at the start of the step is 1, so
     only `offPolicy` and `dppoTv` bound how far a token is pushed; from 2 on the algorithms' own clipping does, too."""
+    reference_kl: ReferenceKl | None = None
+    """Penalty on the distance from a frozen policy; unset: none, and no memory for it."""
+    entropy_bonus: Annotated[float, Field(ge=0.0, le=0.1)] = 0.0
+    """Taken off the loss for a nat of entropy, the mean over the tokens of all judged completions. From 0.01 on it often takes over: the
+    vocabulary is large, and most of it is nonsense."""
     optimizer: Optimizer = Optimizer()
     """Optimizer and schedule; new at each stage."""
     zero_variance: Literal["skip", "resample"] = "skip"

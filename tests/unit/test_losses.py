@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlvr_trainer.losses import clipped_surrogate, total_variation_loss
+from rlvr_trainer.losses import clipped_surrogate, kl_penalty, total_variation_loss
 
 LOW, HIGH, DUAL = 0.2, 0.28, 3.0
 
@@ -93,3 +93,44 @@ def test_gradients_are_those_of_finite_differences(seed):
     logprobs.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: clipped_surrogate(x, others, advantages, LOW, HIGH, DUAL).loss, logprobs)
     assert torch.autograd.gradcheck(lambda x: total_variation_loss(x, others, advantages, 0.2, 1e-3).loss, logprobs)
+
+
+@pytest.mark.parametrize(("estimator", "value"), [("k1", -0.4), ("k2", 0.08), ("k3", math.exp(0.4) - 1 - 0.4)])
+def test_each_kl_estimator_has_its_value_and_the_gradient_of_k2(estimator, value):
+    logprobs = torch.tensor([-1.4], dtype=torch.float64, requires_grad=True)
+    found = kl_penalty(logprobs, torch.tensor([-1.0], dtype=torch.float64), estimator)
+    found.sum().backward()
+    assert found.item() == pytest.approx(value, rel=1e-12)
+    assert logprobs.grad.item() == pytest.approx(-0.4, rel=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_the_mean_gradient_is_that_of_the_kl_by_finite_differences(estimator):
+    """Over all tokens of a softmax: Σ p·∇penalty is ∇KL(π ‖ π_ref), which the plain derivative of k3 is not."""
+    generator = torch.Generator().manual_seed(1)
+    logits, other = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
+    reference = torch.log_softmax(other, 0)
+
+    def divergence(values):
+        logs = torch.log_softmax(values, 0)
+        return (logs.exp() * (logs - reference)).sum()
+
+    def mean_of(penalty):
+        leaf = logits.clone().requires_grad_()
+        logs = torch.log_softmax(leaf, 0)
+        (logs.detach().exp() * penalty(logs)).sum().backward()
+        return leaf.grad
+
+    step = 1e-6 * torch.eye(6, dtype=torch.float64)
+    wanted = torch.stack([(divergence(logits + one) - divergence(logits - one)) / 2e-6 for one in step])
+    torch.testing.assert_close(mean_of(lambda logs: kl_penalty(logs, reference, estimator)), wanted, rtol=1e-6, atol=1e-8)
+    assert (mean_of(lambda logs: (reference - logs).exp() - 1 - reference + logs) - wanted).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_of_absurd_distances_is_finite(estimator):
+    logprobs = torch.tensor([-900.0, -1.0], requires_grad=True)
+    found = kl_penalty(logprobs, torch.tensor([-1.0, -900.0]), estimator)
+    found.sum().backward()
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(logprobs.grad).all()

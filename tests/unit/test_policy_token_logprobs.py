@@ -30,7 +30,30 @@ def test_logprobs_entropies_and_gradient_are_those_of_log_softmax(temperature, c
     (found.logprobs * weights).sum().backward()
     (wanted[0] * weights).sum().backward()
     torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-13)
-    assert not found.entropies.requires_grad
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["entropy alone", "both"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20], ids=["a row a chunk", "one chunk"])
+def test_the_gradient_of_entropies_is_that_of_log_softmax(share, temperature, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(token_logprobs, "CHUNK_BYTES_CPU", chunk_bytes)
+    weights = torch.arange(1.0, 7.0, dtype=torch.float64)
+
+    def objective(logprobs, entropies):
+        total = (entropies * weights.flip(0)).sum()
+        return total + (logprobs * weights).sum() if share else total
+
+    leaf, other = logits().requires_grad_(), logits().requires_grad_()
+    objective(*score_tokens(leaf * 1.0, ROWS, TARGETS, temperature)).backward()
+    objective(*reference(other, temperature)).backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-13)
+    assert leaf.grad.abs().max() > 0.1
+
+
+def test_a_certain_distribution_has_no_entropy_gradient():
+    values = torch.tensor([[3e4, 0.0, -3e4]], requires_grad=True)
+    score_tokens(values * 1.0, torch.tensor([0]), torch.tensor([0]), 1.0).entropies.sum().backward()
+    assert values.grad.tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_the_gradient_is_that_of_finite_differences():

@@ -28,6 +28,13 @@ class Outcome:
     """None was not judged."""
     tokens: int
     """Length."""
+    penalty: float = 0.0
+    """Taken off the reward."""
+
+    @property
+    def shaped(self) -> float | None:
+        """Reward less penalty; None where it was not judged."""
+        return None if self.reward is None else self.reward - self.penalty
 
 
 def group_advantages(rewards: Sequence[float | None], *, normalize_by_std: bool = False) -> list[float | None]:

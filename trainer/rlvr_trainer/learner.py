@@ -1,17 +1,17 @@
 """The learner of one stage: a batch of groups becomes one step, of one optimizer update or several.
 
-    groups -> advantages -> live groups as trees -> minibatches -> micro-batches -> loss, `training.Trainer` -> StepReport
+    groups -> (penalties) -> advantages -> trees -> minibatches -> micro-batches -> loss, `training.Trainer` -> StepReport
 
 An update's loss is a sum over tokens / the algorithm's denominator, which is known before the first micro-batch: how the update is cut
-does not change the gradient. Completions that were not judged and groups without signal are not computed at all, and a batch without live
-tokens changes nothing. With several minibatches, log-probs under the policy at the start of the step are computed before the first
-update; the first minibatch needs none, since it trains that policy.
+does not change the gradient. Completions that were not judged are not computed at all, nor are groups without signal unless a term of
+`regularization` is about them; a batch without tokens to train changes nothing. With several minibatches, log-probs under the policy at
+the start of the step are computed before the first update; the first minibatch needs none, since it trains that policy.
 """
 
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -27,6 +27,7 @@ from rlvr_trainer.diagnostics import BatchStatistics, TokenStatistics, TokenSums
 from rlvr_trainer.metrics import AgeMetrics
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
 from rlvr_trainer.policy import Policy
+from rlvr_trainer.regularization import Regularizer
 from rlvr_trainer.rollout import Rollout, RolloutGroup
 from rlvr_trainer.training import NonFiniteStepError, Resumable, Trainer, timed
 
@@ -55,6 +56,7 @@ class StepNumbers(TypedDict):
     rejected_share: float | None
     by_age: dict[int, AgeMetrics]
     entropy: float | None
+    reference_kl: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,14 @@ class StepReport:
     groups: int
     live_groups: int
     tokens: TokenStatistics | None = None
-    """Of the trained tokens; None, like the next three, when no token was live and nothing was updated."""
+    """Of the trained tokens; None, like the next three, when there was none and nothing was updated."""
     loss: float | None = None
     """Normalised; the mean over updates."""
     gradient_norm: float | None = None
     """Before clipping; the largest of the updates."""
     learning_rate: float | None = None
+    reference_kl: float | None = None
+    """Mean over tokens of the estimator, nats; None without `referenceKl`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase: pack, forward, backward, optimizer; see `training.Trainer.update`."""
 
@@ -107,6 +111,7 @@ class StepReport:
             rejected_share=tokens.rejected if tokens is not None else None,
             by_age=_by_age(tokens) if tokens is not None else {},
             entropy=tokens.entropy if tokens is not None else None,
+            reference_kl=self.reference_kl,
         )
 
 
@@ -117,14 +122,16 @@ class Learner(Resumable):
         policy: trained in place.
         stage: algorithm, optimizer, number of steps.
         spec: temperature, correction and token budget.
+        reference: weights of the policy that `referenceKl` is about; None without it.
     """
 
-    def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec) -> None:
+    def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec, reference: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(Trainer(policy, stage.optimizer, stage.steps))
         self._policy = policy
         self._stage = stage
         self._spec = spec
         self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm, spec.sampling.max_tokens)
+        self._regularizer = Regularizer(policy, stage, spec.sampling.temperature, reference)
 
     def step(self, groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> StepReport:
         """Learn from a batch.
@@ -140,31 +147,38 @@ class Learner(Resumable):
         """
         seconds: dict[str, float] = {}
         batch = describe_batch(groups, current_step, step_of)
+        advantages = self._advantages(groups, seconds)
+        live = [is_live(found) for found in advantages]
         with timed(seconds, "pack"):
-            trees = self._live_trees(groups, lambda version: current_step - step_of(version))
-        report = StepReport(batch, len(groups), len(trees), seconds=seconds)
+            trees = [
+                _tree(index, group, found, lambda version: current_step - step_of(version))
+                for index, (group, found) in enumerate(zip(groups, advantages, strict=True))
+                if live[index] or self._regularizer.adds_to_loss
+            ]
+        report = StepReport(batch, len(groups), sum(live), seconds=seconds)
         if any(tree.trained_tokens for tree in trees):
             report = self._train(report, groups, trees, f"step {current_step + 1}")
         self._trainer.step += 1
-        return report
+        return replace(report, reference_kl=self._regularizer.take_kl())
 
-    def _live_trees(self, groups: Sequence[RolloutGroup], age_of: Callable[[int], int]) -> list[Tree]:
-        outcomes = [[Outcome(rollout.reward, len(rollout.token_ids)) for rollout in group.rollouts] for group in groups]
-        trees = []
-        for index, (group, advantages) in enumerate(zip(groups, self._algorithm.advantages(outcomes), strict=True)):
-            if not is_live(advantages):
-                continue
-            trained = [(rollout, advantage) for rollout, advantage in zip(group.rollouts, advantages, strict=True) if advantage is not None]
-            for rollout, _ in trained:
-                if not all(map(math.isfinite, rollout.logprobs)):
-                    raise NonFiniteStepError(
-                        f"group {group.admission.index} has a log-prob of the sampler that is not finite; look at engine {group.engine}"
-                    )
-            branches = tuple(
-                Branch(rollout.token_ids, rollout.logprobs, advantage, tuple(_ages(rollout, age_of))) for rollout, advantage in trained
+    def _advantages(self, groups: Sequence[RolloutGroup], seconds: dict[str, float]) -> list[list[float | None]]:
+        """By group and completion; None where it was not judged."""
+        penalties: dict[int, list[float]] = {}
+        if self._regularizer.shapes_rewards:
+            judged = [[None if reward is None else 0.0 for reward in group.rewards] for group in groups]
+            trees = [_tree(index, group, found) for index, (group, found) in enumerate(zip(groups, judged, strict=True))]
+            with timed(seconds, "forward"):
+                penalties = self._regularizer.penalties(trees, self._spec.learner.tokens_per_micro_batch)
+        outcomes = []
+        for index, group in enumerate(groups):
+            taken = iter(penalties.get(index, ()))
+            outcomes.append(
+                [
+                    Outcome(rollout.reward, len(rollout.token_ids), next(taken, 0.0) if rollout.reward is not None else 0.0)
+                    for rollout in group.rollouts
+                ]
             )
-            trees.append(Tree(index, group.prompt_ids, branches))
-        return trees
+        return self._algorithm.advantages(outcomes)
 
     def _train(self, report: StepReport, groups: Sequence[RolloutGroup], trees: Sequence[Tree], place: str) -> StepReport:
         sums = TokenSums(self._policy.device)
@@ -197,7 +211,8 @@ class Learner(Resumable):
             return [self._policy.completion_logprobs(batch, self._spec.sampling.temperature).logprobs for batch in packed]
 
     def _loss_of(self, trees: Sequence[Tree], known: Sequence[Tensor] | None, sums: TokenSums) -> Callable[[int, PackedBatch], Tensor]:
-        denominator = self._algorithm.denominator(sum(tree.trained_tokens for tree in trees), sum(len(tree.branches) for tree in trees))
+        tokens = sum(tree.trained_tokens for tree in trees)
+        denominator = self._algorithm.denominator(tokens, sum(len(tree.branches) for tree in trees))
 
         def loss_of(number: int, packed: PackedBatch) -> Tensor:
             scores = self._policy.completion_logprobs(packed, self._spec.sampling.temperature)
@@ -207,9 +222,31 @@ class Learner(Resumable):
             inputs = LossInputs(scores.logprobs, old, sampler, packed.advantages, weights, sequences)
             output = self._algorithm.loss(inputs)
             sums.add(inputs, output, scores.entropies, packed.ages)
-            return output.total / denominator
+            loss = output.total / denominator
+            if self._regularizer.adds_to_loss:
+                loss = loss + self._regularizer.loss(packed, inputs, scores.entropies) / tokens
+            return loss
 
         return loss_of
+
+
+def _tree(index: int, group: RolloutGroup, advantages: Sequence[float | None], age_of: Callable[[int], int] | None = None) -> Tree:
+    """The group's judged completions; without `age_of` their tokens' ages are left out.
+
+    Raises:
+        NonFiniteStepError: a log-prob of the sampler is not finite.
+    """
+    trained = [(rollout, advantage) for rollout, advantage in zip(group.rollouts, advantages, strict=True) if advantage is not None]
+    for rollout, _ in trained:
+        if not all(map(math.isfinite, rollout.logprobs)):
+            raise NonFiniteStepError(
+                f"group {group.admission.index} has a log-prob of the sampler that is not finite; look at engine {group.engine}"
+            )
+    branches = (
+        Branch(rollout.token_ids, rollout.logprobs, advantage, tuple(_ages(rollout, age_of)) if age_of is not None else ())
+        for rollout, advantage in trained
+    )
+    return Tree(index, group.prompt_ids, tuple(branches))
 
 
 def _cut(trees: Sequence[Tree], parts: int) -> Iterator[Sequence[Tree]]:

@@ -6,7 +6,7 @@ int64: the number of each token's completion within the micro-batch.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,23 @@ def soft_gate(
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> TokenLoss:
     """REINFORCE: L = −A·lp. Nothing is cut."""
     return TokenLoss(-advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool))
+
+
+def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """KL(π ‖ π_ref) at tokens of π, [N]: the value of the estimator (joschu.net/blog/kl-approx.html), and always the gradient of k2.
+
+    d = lp − lp_ref;  k1 = d,  k2 = d²/2,  k3 = exp(−d) − 1 + d, with d within ± 20 where it is exponentiated
+
+    E_π[d·∇lp] = ∇KL(π ‖ π_ref), and d·∇lp is k2's gradient. Differentiated as they stand, k1 would give 0 on average and k3 the gradient of
+    KL(π_ref ‖ π), the other direction (arXiv 2506.09477); with the score function's weight exp(lp − sg(lp)), k3 gives d·∇lp as well.
+    """
+    difference = logprobs - reference_logprobs
+    k2 = difference.square() / 2
+    if estimator == "k2":
+        return k2
+    bounded = difference.detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    value = difference.detach() if estimator == "k1" else torch.expm1(-bounded) + bounded
+    return value + (k2 - k2.detach())
 
 
 def sequence_means(values: Tensor, sequences: Tensor) -> Tensor:

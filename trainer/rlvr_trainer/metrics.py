@@ -137,6 +137,8 @@ class StepMetrics(StoredDocument):
     """The same by the tokens' age in optimizer steps."""
     entropy: Measured = None
     """Mean entropy of the policy at the completion positions, in nats."""
+    reference_kl: Measured = None
+    """Estimated KL(policy ‖ reference) at the sampled tokens, in nats, where the stage has one."""
     tokens_per_second: Measured = None
     """Completion tokens consumed over the step's wall time."""
     levels: Annotated[dict[Name, Count], Field(default_factory=dict)]

@@ -13,6 +13,7 @@ Not covered: LoRA, sharding over processes, models whose final logits are soft-c
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -62,12 +63,8 @@ class Policy:
             OSError: the folder or a file in it is missing.
             ValueError: it is no causal language model, not one that can be trained on trees, or there is no GPU and `learner.gpus` is 1.
         """
-        tree_attention.register()
         device = _device(spec.learner.gpus)
-        with _no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation=tree_attention.NAME, local_files_only=True
-            )
+        model = _load_model(folder)
         if getattr(model.config, "final_logit_softcapping", None) is not None:
             raise ValueError("its final logits are soft-capped, which the learner does not support: take another model")
         policy = cls(
@@ -78,18 +75,19 @@ class Policy:
         policy._check_trees(spec.model.max_model_len)
         return policy
 
-    def completion_logprobs(self, batch: PackedBatch, temperature: float) -> TokenScores:
+    def completion_logprobs(self, batch: PackedBatch, temperature: float, weights: Mapping[str, Tensor] | None = None) -> TokenScores:
         """Log-prob of each of the batch's N completion tokens, and the entropy it was drawn from.
 
         Args:
             batch: on the policy's device.
             temperature: divides the logits.
+            weights: another policy's, by the names of `parameters`; None: its own.
 
         Returns:
-            Both float32 (float64 for a float64 model), [N]; the log-probs are differentiable.
+            Both float32 (float64 for a float64 model), [N], differentiable.
         """
         with torch.autocast(self.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
-            logits = self._model(**_arguments(batch)).logits
+            logits = self._call(batch, weights).logits
         return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, temperature)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -107,7 +105,7 @@ class Policy:
         dtype = getattr(torch, cast_dtype)
         weights = {name: tensor.to(dtype) for name, tensor in self.engine_named_tensors().items()}
         with torch.no_grad():
-            logits = torch.func.functional_call(self._model, weights, kwargs=_arguments(batch)).logits
+            logits = self._call(batch, weights).logits
             return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, 1.0).logprobs.tolist()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -131,6 +129,11 @@ class Policy:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(found[name])
+
+    def _call(self, batch: PackedBatch, weights: Mapping[str, Tensor] | None) -> Any:
+        if weights is None:
+            return self._model(**_arguments(batch))
+        return torch.func.functional_call(self._model, dict(weights), kwargs=_arguments(batch))
 
     def _check_trees(self, max_model_len: int) -> None:
         prompt, branches = (3, 1, 2), ((1, 3, 2), (2, 2, 1, 3))
@@ -160,6 +163,19 @@ class Policy:
             switch(tree_attention.NAME)
         rows = log_softmax(logits[len(prompt) - 1 : -1].float(), -1)
         return rows.gather(1, ids[len(prompt) :, None])[:, 0]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a Hugging Face folder, float32 on the CPU, by the names of `Policy.parameters`."""
+    return {name: parameter.detach() for name, parameter in _load_model(folder).named_parameters()}
+
+
+def _load_model(folder: Path) -> Any:
+    tree_attention.register()
+    with _no_progress_bars():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=tree_attention.NAME, local_files_only=True
+        )
 
 
 def _arguments(batch: PackedBatch) -> dict[str, object]:

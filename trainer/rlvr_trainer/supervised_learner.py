@@ -65,7 +65,7 @@ class SupervisedLearner(Resumable):
 
         def loss_of(_: int, packed: PackedBatch) -> Tensor:
             scores = policy.completion_logprobs(packed, 1.0)
-            entropies.append(scores.entropies.double().sum())
+            entropies.append(scores.entropies.detach().double().sum())
             return -scores.logprobs.sum() / tokens
 
         seconds: dict[str, float] = {}

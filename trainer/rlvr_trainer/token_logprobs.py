@@ -1,7 +1,7 @@
 """Log-probs of chosen tokens and entropies from logits, in one pass and in the memory of the logits.
 
 For z = logits / temperature and a token y in row u: log p = z[u, y] − log Σ exp z[u], and H[u] = log Σ exp z[u] − Σ p·z[u].
-The gradient of Σ g·log p by row u is Σ_{tokens of u} g·(onehot(y) − p) / temperature.
+The gradient by row u of Σ g·log p is Σ_{tokens of u} g·(onehot(y) − p) / temperature, that of h·H is −h·p·(log p + H) / temperature.
 
 A softmax that keeps its output for the backward pass holds three arrays of rows x vocabulary; this one holds the logits alone and writes
 their gradient over them. Rows are worked on in chunks that fit a cache. Everything is float32 even where the logits are bfloat16.
@@ -25,7 +25,7 @@ class TokenScores(NamedTuple):
     logprobs: Tensor
     """[N], float32 (float64 from float64 logits), differentiable."""
     entropies: Tensor
-    """[N], entropy in nats of the distribution that each token was drawn from; detached."""
+    """[N], entropy in nats of the distribution that each token was drawn from, in the same dtype; differentiable."""
 
 
 def score_tokens(logits: Tensor, token_rows: Tensor, targets: Tensor, temperature: float) -> TokenScores:
@@ -55,31 +55,41 @@ class _ScoreTokens(torch.autograd.Function):
             sums = weights.sum(1)
             log_sums[part] = sums.log() + top[:, 0]
             entropies[part] = sums.log() - torch.linalg.vecdot(weights, shifted) / sums
-        ctx.save_for_backward(logits, rows, targets, log_sums)
+        ctx.save_for_backward(logits, rows, targets, log_sums, entropies)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        chosen_entropies = entropies[rows]
-        ctx.mark_non_differentiable(chosen_entropies)
-        return logits[rows, targets].to(dtype) / temperature - log_sums[rows], chosen_entropies
+        return logits[rows, targets].to(dtype) / temperature - log_sums[rows], entropies[rows]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        if gradient is None:
+    def backward(ctx: Any, gradient: Tensor | None, entropy_gradient: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if gradient is None and entropy_gradient is None:
             return None, None, None, None
-        logits, rows, targets, log_sums = ctx.saved_tensors
-        gradient = gradient / ctx.temperature
-        row_gradients = torch.zeros_like(log_sums).index_add_(0, rows, gradient)
+        logits, rows, targets, log_sums, entropies = ctx.saved_tensors
+        by_token = _by_row(gradient, rows, log_sums) / ctx.temperature
+        by_entropy = None if entropy_gradient is None else _by_row(entropy_gradient, rows, log_sums) / ctx.temperature
         for part in _chunks(logits):
             piece = logits[part]
             scaled = piece.to(log_sums.dtype)  # the same memory when the dtype is
             if ctx.temperature != 1.0:
                 scaled.div_(ctx.temperature)
-            scaled.sub_(log_sums[part, None]).exp_().mul_(-row_gradients[part, None])
+            scaled.sub_(log_sums[part, None])
+            if by_entropy is None:
+                scaled.exp_().mul_(-by_token[part, None])
+            else:
+                chances = scaled.exp()
+                scaled.add_(entropies[part, None]).mul_(by_entropy[part, None]).add_(by_token[part, None]).mul_(chances).neg_()
             if scaled is not piece:
                 piece.copy_(scaled)
-        logits.index_put_((rows, targets), gradient.to(logits.dtype), accumulate=True)
+        if gradient is not None:
+            logits.index_put_((rows, targets), (gradient / ctx.temperature).to(logits.dtype), accumulate=True)
         return logits, None, None, None
+
+
+def _by_row(gradient: Tensor | None, rows: Tensor, like: Tensor) -> Tensor:
+    """The sum over each row's tokens, in the shape of `like`."""
+    sums = torch.zeros_like(like)
+    return sums if gradient is None else sums.index_add_(0, rows, gradient)
 
 
 def _chunks(logits: Tensor) -> list[slice]:

@@ -66,8 +66,8 @@ class AlgorithmBase(ABC, Generic[SettingsT]):
         return [group_advantages(self.rewards(group), normalize_by_std=normalize) for group in groups]
 
     def rewards(self, group: Sequence[Outcome]) -> list[float | None]:
-        """What advantages compare: the verifiers' scores, unless the algorithm shapes them."""
-        return [outcome.reward for outcome in group]
+        """What advantages compare: the verifiers' scores less penalties, unless the algorithm shapes them."""
+        return [outcome.shaped for outcome in group]
 
     def denominator(self, tokens: int, completions: int) -> float:
         """What an update's sum is divided by; known before its first micro-batch, so that masks do not inflate what is left.

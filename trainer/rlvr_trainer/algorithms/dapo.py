@@ -24,10 +24,8 @@ class DapoAlgorithm(AlgorithmBase[Dapo]):
         if overlong is None:
             return super().rewards(group)
         return [
-            None
-            if outcome.reward is None
-            else outcome.reward - overlong_penalty(outcome.tokens, self.max_tokens, overlong.buffer_tokens, overlong.factor)
-            for outcome in group
+            None if shaped is None else shaped - overlong_penalty(outcome.tokens, self.max_tokens, overlong.buffer_tokens, overlong.factor)
+            for outcome, shaped in zip(group, super().rewards(group), strict=True)
         ]
 
     def loss(self, inputs: LossInputs) -> LossOutput:

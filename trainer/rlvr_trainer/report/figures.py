@@ -228,6 +228,12 @@ DIAGNOSTICS: Sequence[tuple[str, str, Sequence[tuple[str, str]], Callable[[float
         number,
     ),
     (
+        "KL to the reference (nats)",
+        "How far each token's distribution has moved from the frozen policy that `referenceKl` names.",
+        (("reference_kl", "KL"),),
+        number,
+    ),
+    (
         "Groups with a gradient",
         "Share of the groups whose rewards differ: the others teach nothing. It falls when tasks become too easy or are too hard.",
         (("live_share", "live groups"),),

@@ -28,6 +28,7 @@ from rlvr_trainer.promotion import is_reached
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
 from rlvr_trainer.stages.checkpoints import StageCheckpoints
+from rlvr_trainer.stages.reference import reference_weights
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.documents import Discard
 from rlvr_trainer.storage.layout import StageKeys
@@ -59,7 +60,7 @@ class RlvrStage:
         self._before = steps_before
         self._records = RecordLog(run.store, self._keys, run.claim)
         self._checkpoints = StageCheckpoints(run, self._keys, steps_before)
-        self._learner = Learner(run.policy, self._spec, run.context.job.spec)
+        self._learner = Learner(run.policy, self._spec, run.context.job.spec, reference_weights(run, self._spec, index))
         self._gate = stage.promote_when
         self._promoted = False
         self._step = 0
