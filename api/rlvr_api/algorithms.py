@@ -250,6 +250,17 @@ class Correction(ApiModel):
         """Which of `CORRECTION_KINDS` is set."""
         return one_member(self, CORRECTION_KINDS)
 
+    @property
+    def cap(self) -> float | None:
+        """Largest weight that it lets through; None where there is no weight."""
+        truncated, masked = self.token_truncated or self.sequence_truncated, self.token_masked or self.sequence_masked
+        return truncated.cap if truncated is not None else masked.high if masked is not None else None
+
+    def with_cap(self, cap: float) -> "Correction":
+        """The same correction with another `cap`."""
+        field = "high" if self.kind.endswith("masked") else "cap"
+        return Correction(**{self.kind: getattr(self, self.kind).model_copy(update={field: cap})})
+
 
 class GeometricBounds(ApiModel):
     """Bounds on the geometric mean over a completion's tokens of π_old / π_sampler, whatever its length."""

@@ -46,6 +46,8 @@ _STALE = "self.offPolicy.maxStaleness > 0"
 _CORRECTS = "!has(self.offPolicy.correction.none)"
 _OVERLONG = "s.rlvr.algorithm.dapo.overlong"
 
+_CAPS = {"tokenTruncated": "cap", "sequenceTruncated": "cap", "tokenMasked": "high", "sequenceMasked": "high"}
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "Algorithm": (one_of(ALGORITHM_KINDS),),
     "Correction": (one_of(CORRECTION_KINDS),),
@@ -107,7 +109,25 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tolerationSeconds counts for effect NoExecute only: set that effect, or remove it",
         ),
     ),
-    "OffPolicy": (Rule("self.dropBeyond >= self.maxStaleness", "dropBeyond is below maxStaleness: admitted groups would be thrown away"),),
+    "Governor": (Rule("self.pauseKl > self.maxKl", "pauseKl is not above maxKl: it would pause where it should tighten"),),
+    "OffPolicy": (
+        Rule("self.dropBeyond >= self.maxStaleness", "dropBeyond is below maxStaleness: admitted groups would be thrown away"),
+        Rule(
+            "!has(self.governor) || self.governor.minStaleness <= self.maxStaleness",
+            "governor.minStaleness is above maxStaleness: lower the one or raise the other",
+        ),
+        Rule(
+            "!has(self.governor) || self.maxStaleness > 0 || !has(self.correction.none)",
+            "a governor has nothing to tighten with maxStaleness 0 and correction none: remove it, or raise maxStaleness",
+        ),
+        *(
+            Rule(
+                f"!has(self.governor) || !has(self.correction.{kind}) || self.governor.minCap <= self.correction.{kind}.{cap}",
+                f"governor.minCap is above the correction's {cap}: lower minCap",
+            )
+            for kind, cap in _CAPS.items()
+        ),
+    ),
     "RLVRJobSpec": (
         Rule("self.sampling.maxTokens < self.model.maxModelLen", "sampling.maxTokens leaves no room for a prompt in model.maxModelLen"),
         Rule(

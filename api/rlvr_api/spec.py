@@ -12,9 +12,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.algorithms import Correction, Rejection, TokenTruncated
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
+from rlvr_api.off_policy import OffPolicy
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, SecretReference, refuse_reserved
 from rlvr_api.stages import Stage, TraceUri
 
@@ -197,27 +197,6 @@ class WeightSync(ApiModel):
     probe_tolerance: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
     """Largest difference of a token's log-prob between engine and trainer after an update. Unset: 1e-3 when both compute in float32,
     1.0 otherwise."""
-
-
-class OffPolicy(ApiModel):
-    """How far from the current policy a rollout may be, and what is done about it."""
-
-    max_staleness: Annotated[int, Field(ge=0, le=64)] = 2
-    """η: groups are admitted only while they cannot be consumed more than η optimizer steps late (arXiv 2505.24298). 0 is synchronous."""
-    drop_beyond: Annotated[int, Field(ge=0, le=1024)] = 8
-    """Groups with a token older than this many optimizer steps are discarded, whatever admission allowed."""
-    correction: Correction = Correction(token_truncated=TokenTruncated())
-    """Weight against the sampler's log-probs."""
-    rejection: Rejection = Rejection()
-    """Completions that are left out; unset: none."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.drop_beyond < self.max_staleness:
-            raise ValueError(
-                f"dropBeyond {self.drop_beyond} is below maxStaleness {self.max_staleness}: admitted groups would be thrown away"
-            )
-        return self
 
 
 class Contamination(ApiModel):

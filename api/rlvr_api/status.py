@@ -46,6 +46,21 @@ class EngineProgress(ApiModel):
     """Only a new process helps; whoever supervises it should end this one."""
 
 
+class GovernorProgress(ApiModel):
+    """What `offPolicy.governor` has in force."""
+
+    mode: Literal["open", "tightened", "paused"]
+    """`open`: as the spec allows. `paused`: synchronous, and what older weights sampled is thrown away."""
+    max_staleness: Count
+    """Optimizer steps that admission allows now."""
+    cap: Annotated[float, Field(ge=1.0)] | None = None
+    """Bound of the correction's weight now; unset where there is none."""
+    step: Count | None = None
+    """Optimizer step, over all stages, after which it last did something in this stage."""
+    message: Text = ""
+    """What it did then, and why, on one line."""
+
+
 class Progress(ApiModel):
     """Body of the learner's `GET /status`, and `status.progress` of the job."""
 
@@ -71,6 +86,8 @@ class Progress(ApiModel):
     """Completion tokens generated, over the last steps' wall time."""
     staleness: Annotated[float, Field(ge=0.0)] | None = None
     """Mean age of the last batch's tokens, in optimizer steps."""
+    governor: GovernorProgress | None = None
+    """Unset without `offPolicy.governor`."""
     weight_version: Count | None = None
     """Newest version that engines sample from."""
     engines: Annotated[dict[Name, EngineProgress], Field(max_length=4096)] = Field(default_factory=dict)

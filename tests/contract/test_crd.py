@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
-from rlvr_api import algorithms, environments, pods, spec, stages
+from rlvr_api import algorithms, environments, off_policy, pods, spec, stages
 from rlvr_api.changes import CHANGEABLE
 from rlvr_api.crd import custom_resource_definition, job_schema
 from rlvr_api.rules import FIXED, LIST_KEYS, RULES, SET_LISTS
@@ -84,7 +84,12 @@ def test_rules_guard_what_may_be_absent():
 
 
 def test_rules_list_keys_and_sets_name_models_that_exist():
-    models = {name for module in (algorithms, environments, pods, spec, stages) for name, item in vars(module).items() if is_model(item)}
+    models = {
+        name
+        for module in (algorithms, environments, off_policy, pods, spec, stages)
+        for name, item in vars(module).items()
+        if is_model(item)
+    }
     assert set(RULES) <= models
     for place in {*LIST_KEYS, *SET_LISTS} - {"RLVRJobStatus.conditions", "RLVRJobStatus.roles"}:
         assert place.partition(".")[0] in models

@@ -55,6 +55,23 @@ REFUSED = {
     "ordered and asynchronous": ("spec.stages.0.rlvr.ordered", True, "maxStaleness 0"),
     "more tensor parallelism than GPUs": ("spec.rollouts", {"tensorParallel": 2, "gpusPerReplica": 1}, "tensorParallel"),
     "a drop limit below the staleness limit": ("spec.offPolicy", {"maxStaleness": 4, "dropBeyond": 3}, "dropBeyond"),
+    "a governor that pauses before it tightens": (
+        "spec.offPolicy.governor",
+        {"maxKl": 0.5, "pauseKl": 0.5},
+        "pause where it should tighten",
+    ),
+    "a governor that may not tighten": ("spec.offPolicy", {"maxStaleness": 1, "governor": {"minStaleness": 2}}, "minStaleness 2 is above"),
+    "a governor with a cap above the correction's": ("spec.offPolicy.governor", {"minCap": 3}, "minCap 3.0 is above the bound 2.0"),
+    "a governor with a cap above the masking's": (
+        "spec.offPolicy",
+        {"correction": {"sequenceMasked": {"high": 1.5}}, "governor": {"minCap": 1.6}},
+        "correction.sequenceMasked",
+    ),
+    "a governor with nothing to govern": (
+        "spec.offPolicy",
+        {"maxStaleness": 0, "correction": {"none": {}}, "governor": {}},
+        "nothing to tighten",
+    ),
     "no room for a prompt": ("spec.sampling.maxTokens", 128, "no room for a prompt"),
     "two weights against the sampler": ("spec.stages.0.rlvr.algorithm", {"dppoTv": {}}, "already weighs by the sampler"),
     "no weight against the sampler": ("spec.offPolicy", {"correction": {"none": {}}}, "as if they were fresh"),
@@ -161,6 +178,7 @@ OUT_OF_BOUNDS = {
     "spec.verifiers.replicas": 0,
     "spec.weightSync.timeoutSeconds": 0,
     "spec.offPolicy.maxStaleness": 65,
+    "spec.offPolicy.governor.minEss": 1,
     "spec.failurePolicy.maxLearnerRestarts": -1,
     "spec.deadlines.provisioningSeconds": 86401,
     "spec.ttl.podsAfterFinishedSeconds": -1,
@@ -218,6 +236,15 @@ ACCEPTED = {
     "every rejection": (
         "spec.offPolicy",
         {"correction": {"sequenceMasked": {}}, "rejection": {"geometric": {}, "vetoBelow": 1e-4, "opsm": {}}},
+    ),
+    "a governor": ("spec.offPolicy", {"maxStaleness": 8, "governor": {"minStaleness": 1, "minCap": 1.2}}),
+    "a governor of staleness alone": (
+        "spec",
+        {
+            **VALID["spec"],
+            "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": {"dppoTv": {}}}}],
+            "offPolicy": {"correction": {"none": {}}, "governor": {}},
+        },
     ),
     "a dataset": ("spec.environments.0", {"name": "m", "math": {"dataset": "file:///d"}}),
     "GPUs": ("spec.rollouts", {"gpusPerReplica": 4, "tensorParallel": 4, "engineArgs": {"max-num-seqs": 8}}),

@@ -1,13 +1,16 @@
 """Losses and advantages of every algorithm by hand, and the learner's minibatches."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlvr_api.algorithms import Algorithm
+from rlvr_api.off_policy import OffPolicy
 from rlvr_trainer.advantages import Outcome
 from rlvr_trainer.algorithms import LossInputs, make_algorithm
+from rlvr_trainer.correction import off_policy_weights
 
 MAX_TOKENS = 10
 KINDS = {
@@ -128,6 +131,24 @@ def test_gspo_clips_whole_completions_by_their_geometric_mean():
     assert output.cut.tolist() == [False, False, True]
     assert found == pytest.approx([-ratio / 2, -ratio / 2, 0.0])
     assert output.total.item() == pytest.approx(-ratio + 2 * (1 - 3e-4))
+
+
+def test_a_clipped_algorithm_with_a_truncated_weight_is_decoupled_ppo():
+    """−w·min(r·A, clip(r)·A) with w = min(π_old / π_sampler, cap) (arXiv 2505.24298, eq. 5), token by token."""
+    given = inputs(log_ratios=(0.4, -0.4, -0.1), advantages=(1.0, -1.0, 2.0))
+    off_policy = OffPolicy.model_validate({"correction": {"tokenTruncated": {"cap": 1.1}}})
+    weights = off_policy_weights(off_policy, given.logprobs, *fields(given)[1:4], given.sequences)
+    output, found = gradient(make("grpo"), replace(given, weights=weights))
+    total, slopes = 0.0, []
+    for now, old, sampler, advantage in zip(*(values.tolist() for values in fields(given)[:4]), strict=True):
+        w, r = min(math.exp(old - sampler), 1.1), math.exp(now - old)
+        free, clipped = r * advantage, min(max(r, 0.8), 1.28) * advantage
+        total -= w * min(free, clipped)
+        slopes.append(-w * free if free <= clipped else 0.0)
+    assert {round(w, 3) for w in weights.tolist()} == {round(math.exp(-0.4), 3), 1.1, round(math.exp(-0.4), 3)}
+    assert output.total.item() == pytest.approx(total, rel=1e-12)
+    assert found == pytest.approx(slopes, rel=1e-12)
+    assert output.cut.tolist() == [True, True, False]
 
 
 def test_cispo_keeps_the_gradient_of_capped_tokens():

@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import JsonValue
 
 from rlvr_api.environments import Arithmetic, EnvironmentSpec
-from rlvr_api.spec import OffPolicy, Sampling
+from rlvr_api.off_policy import OffPolicy
+from rlvr_api.spec import Sampling
 from rlvr_api.stages import Rlvr
 from rlvr_api.wire import Message, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse, Task, Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlvr_api.spec import OffPolicy
+from rlvr_api.off_policy import OffPolicy
 from rlvr_trainer.correction import off_policy_weights
 
 OLD = torch.tensor([-1.0, -1.0, -1.0, -1.0])

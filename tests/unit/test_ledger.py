@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rlvr_api.algorithms import Correction, TokenTruncated
 from rlvr_api.environments import Arithmetic, EnvironmentSpec, Levels
-from rlvr_api.spec import OffPolicy
+from rlvr_api.off_policy import OffPolicy
 from rlvr_api.stages import Rlvr
 from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer.collector.curriculum import Curriculum

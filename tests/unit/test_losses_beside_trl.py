@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlvr_api.algorithms import Algorithm
-from rlvr_api.spec import OffPolicy
+from rlvr_api.off_policy import OffPolicy
 from rlvr_api.stages import Rlvr
 from rlvr_trainer.algorithms import LossInputs, make_algorithm
 from rlvr_trainer.correction import off_policy_weights

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlvr_api.algorithms import Correction, Rejection
-from rlvr_api.spec import OffPolicy
+from rlvr_api.off_policy import OffPolicy
 from rlvr_trainer.losses import LOG_RATIO_LIMIT, sequence_means, sequence_sums
 
 

@@ -127,6 +127,8 @@ class Learner(Resumable):
 
     def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec, reference: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(Trainer(policy, stage.optimizer, stage.steps))
+        self.off_policy = spec.off_policy
+        """In force; a governor changes it between steps."""
         self._policy = policy
         self._stage = stage
         self._spec = spec
@@ -218,7 +220,7 @@ class Learner(Resumable):
             scores = self._policy.completion_logprobs(packed, self._spec.sampling.temperature)
             old = scores.logprobs.detach() if known is None else known[number]
             sampler, sequences = packed.sampler_logprobs, packed.sequences
-            weights = off_policy_weights(self._spec.off_policy, scores.logprobs, old, sampler, packed.advantages, sequences)
+            weights = off_policy_weights(self.off_policy, scores.logprobs, old, sampler, packed.advantages, sequences)
             inputs = LossInputs(scores.logprobs, old, sampler, packed.advantages, weights, sequences)
             output = self._algorithm.loss(inputs)
             sums.add(inputs, output, scores.entropies, packed.ages)

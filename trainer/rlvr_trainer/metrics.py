@@ -72,6 +72,19 @@ class AgeMetrics(StoredDocument):
     rejected_share: Measured = None
 
 
+class GovernorMetrics(StoredDocument):
+    """What the governor has in force after a step, and what it did."""
+
+    max_staleness: Count
+    """Optimizer steps that admission allows."""
+    cap: Measured = None
+    """Bound of the correction's weight."""
+    paused: bool
+    """Synchronous, and what older weights sampled is thrown away."""
+    actions: tuple[str, ...] = ()
+    """What it did after this step, and why."""
+
+
 class StepMetrics(StoredDocument):
     """One optimizer step."""
 
@@ -135,6 +148,8 @@ class StepMetrics(StoredDocument):
     """Share of the tokens that correction or rejection dropped."""
     by_age: Annotated[dict[Count, AgeMetrics], Field(default_factory=dict)]
     """The same by the tokens' age in optimizer steps."""
+    governor: GovernorMetrics | None = None
+    """None without `offPolicy.governor`."""
     entropy: Measured = None
     """Mean entropy of the policy at the completion positions, in nats."""
     reference_kl: Measured = None
@@ -153,6 +168,11 @@ class StepMetrics(StoredDocument):
     """Longest pause of an engine for the step's weight update."""
     engines: Count | None = None
     """Engines that sample from the new version."""
+
+    @property
+    def staleness_allowed(self) -> int | None:
+        """Optimizer steps that admission allows after this step; None where nothing governs it."""
+        return self.governor.max_staleness if self.governor is not None else None
 
     @property
     def live_share(self) -> float | None:

@@ -124,6 +124,9 @@ def _exposition(progress: Progress) -> str:
         value = getattr(progress, name)
         if value is not None:
             lines += [f"# TYPE rlvr_{name} gauge", f"rlvr_{name} {value}"]
+    if progress.governor is not None:
+        lines += ["# TYPE rlvr_governor_max_staleness gauge", f"rlvr_governor_max_staleness {progress.governor.max_staleness}"]
+        lines += ["# TYPE rlvr_governor_paused gauge", f"rlvr_governor_paused {int(progress.governor.mode == 'paused')}"]
     if progress.wait_shares is not None:
         lines.append("# TYPE rlvr_learner_time_share gauge")
         lines += [f'rlvr_learner_time_share{{part="{part}"}} {share}' for part, share in progress.wait_shares]

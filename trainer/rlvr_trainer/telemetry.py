@@ -67,6 +67,13 @@ class SpanName(StrEnum):
     """Copying the state and committing it in the store."""
 
 
+class EventName(StrEnum):
+    """Events of spans."""
+
+    GOVERNOR = "governor"
+    """train_step: what the governor of asynchrony did after it, with `action` and `message`."""
+
+
 class Attribute(StrEnum):
     """Attributes of spans, metrics and the resource."""
 

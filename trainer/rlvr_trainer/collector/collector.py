@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from rlvr_api.off_policy import OffPolicy
 from rlvr_trainer.chat import PromptTooLongError
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED, Batch, GroupLedger, LedgerSnapshot
@@ -145,6 +146,11 @@ class Collector:
         with self._changed:
             self.ledger.step += 1
         self._wake_up()
+
+    def govern(self, off_policy: OffPolicy) -> None:
+        """Admit and drop by these bounds from now on."""
+        with self._changed:
+            self.ledger.off_policy = off_policy
 
     def snapshot(self) -> LedgerSnapshot:
         """The ledger at one moment."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from rlvr_api.spec import OffPolicy
+from rlvr_api.off_policy import OffPolicy
 from rlvr_api.stages import Rlvr
 from rlvr_trainer.collector.curriculum import Curriculum
 from rlvr_trainer.collector.schedule import Schedule

@@ -192,8 +192,9 @@ def bottleneck(steps: Sequence[StepMetrics]) -> tuple[Part, dict[Part, float]] |
 DIAGNOSTICS: Sequence[tuple[str, str, Sequence[tuple[str, str]], Callable[[float], str]]] = (
     (
         "Staleness (optimizer steps)",
-        "How many steps older than the trained weights the sampled tokens were: 0 is on-policy, and admission bounds it.",
-        (("staleness_mean", "mean"), ("staleness_max", "largest")),
+        "How many steps older than the trained weights the sampled tokens were: 0 is on-policy, and admission bounds it. "
+        "Where a governor moves that bound, it is shown, too.",
+        (("staleness_mean", "mean"), ("staleness_max", "largest"), ("staleness_allowed", "allowed")),
         number,
     ),
     (

@@ -28,6 +28,7 @@ from rlvr_trainer.promotion import is_reached
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
 from rlvr_trainer.stages.checkpoints import StageCheckpoints
+from rlvr_trainer.stages.governing import STATE_KEY, StageGovernor
 from rlvr_trainer.stages.reference import reference_weights
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.documents import Discard
@@ -61,6 +62,7 @@ class RlvrStage:
         self._records = RecordLog(run.store, self._keys, run.claim)
         self._checkpoints = StageCheckpoints(run, self._keys, steps_before)
         self._learner = Learner(run.policy, self._spec, run.context.job.spec, reference_weights(run, self._spec, index))
+        self._governor = StageGovernor(run.context.job.spec.off_policy, run.board)
         self._gate = stage.promote_when
         self._promoted = False
         self._step = 0
@@ -103,6 +105,7 @@ class RlvrStage:
         if self._checkpoint is not None:
             scalars = self._checkpoint.manifest.state.scalars
             self._learner.load(self._checkpoint.tensors, scalars)
+            self._governor.restore(scalars.get(STATE_KEY))
         measured = measured_steps(self._run.store, self._keys) if plan.replay else frozenset()
         for record in plan.replay:
             self._replay(record, measure=record.step not in measured)
@@ -114,6 +117,7 @@ class RlvrStage:
         self._run.board.update(message=f"training recorded step {record.step} again")
         self._run.versions.note(record.weight_version, self._before + record.step - 1)
         groups = tuple(group for blob in record.rollouts for group in read_groups(self._run.store, blob))
+        self._governor.restore(record.governor)
         report = self._train(groups)
         if measure:
             curriculum = record.curriculum if isinstance(record.curriculum, dict) else {}
@@ -121,13 +125,15 @@ class RlvrStage:
             batch = Batch(groups, discarded, record.pending, record.cursor, curriculum)
             # The version that the lost attempt would have published: `plan_resume` sets it aside.
             made = record.weight_version + int(report.updated)
-            self._run.metrics.write(_step_metrics(self._keys, self._step, self._run.context.attempt, batch, report, made))
+            self._run.metrics.write(self._step_metrics(batch, report, made))
         self._phases = {}
 
     def _train(self, groups: tuple[RolloutGroup, ...]) -> StepReport:
         with timed(self._phases, Phase.TRAIN):
+            self._learner.off_policy = self._governor.in_force
             report = self._learner.step(groups, self._before + self._step, self._run.versions.step_of)
         self._step += 1
+        self._governor.observe(report, self._before + self._step)
         if not report.updated:
             self._run.versions.skip_step()
         return report
@@ -138,7 +144,7 @@ class RlvrStage:
         curriculum = Curriculum(spec.environments, frozen=self._spec.ordered, state=state)
         ledger = GroupLedger(
             self._spec,
-            spec.off_policy,
+            self._governor.in_force,
             Schedule(spec.seed, self._keys.name, spec.environments),
             curriculum,
             step=self._step,
@@ -171,6 +177,9 @@ class RlvrStage:
             report = self._train(batch.groups)
             with timed(self._phases, Phase.PUBLISH):
                 published = self._run.publish(self._before + self._step) if report.updated else None
+                if self._governor.began_pause:
+                    self._run.publisher.abort_requests()  # they begin anew, from the new weights
+        collector.govern(self._governor.in_force)
         collector.step_done()
         seconds, tokens = time.monotonic() - started, collector.times.tokens - tokens_before
         metrics = self._measure(batch, report, published, seconds)
@@ -208,6 +217,7 @@ class RlvrStage:
                 cursor=batch.cursor,
                 accepted=step * self._spec.prompts_per_step + len(batch.pending),
                 curriculum=batch.curriculum,
+                governor=self._governor.state(),
                 weight_version=self._run.versions.current,
                 time=datetime.now(UTC),
             )
@@ -241,7 +251,7 @@ class RlvrStage:
             weight_version=self._run.versions.current,
             record_sha256=self._records.head.sha256,
             model=self._run.context.job.spec.model.uri,
-            scalars={**self._learner.scalars(), "versions": self._run.versions.state()},
+            scalars={**self._learner.scalars(), "versions": self._run.versions.state(), STATE_KEY: self._governor.state()},
             cursor=ledger.cursor,
             accepted=self._step * self._spec.prompts_per_step + len(ledger.pending),
             curriculum=ledger.curriculum,
@@ -251,7 +261,7 @@ class RlvrStage:
         self._checkpoints.save(self._learner.tensors(), state, self._phases, ledger.finished)
 
     def _measure(self, batch: Batch, report: StepReport, published: PublishReport | None, seconds: float) -> StepMetrics:
-        metrics = _step_metrics(self._keys, self._step, self._run.context.attempt, batch, report, self._run.versions.current)
+        metrics = self._step_metrics(batch, report, self._run.versions.current)
         return metrics.model_copy(
             update={
                 "phase_seconds": dict(self._phases),
@@ -259,6 +269,31 @@ class RlvrStage:
                 "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
                 "engines": len(self._run.publisher.clean_engines()),
             }
+        )
+
+    def _step_metrics(self, batch: Batch, report: StepReport, weight_version: int) -> StepMetrics:
+        groups = batch.groups
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        statuses = Counter(rollout.verdict.status.value for rollout in rollouts)
+        return StepMetrics(
+            stage=self._keys.name,
+            stage_index=self._keys.index,
+            step=self._step,
+            attempt=self._run.context.attempt,
+            time=datetime.now(UTC),
+            weight_version=weight_version,
+            groups=len(groups),
+            rollouts=len(rollouts),
+            masked=statuses["infra_error"],
+            invalid=statuses["invalid"],
+            timeouts=statuses["timeout"],
+            discarded=dict(Counter(reason for _, reason in batch.discarded)),
+            levels=_levels(batch.curriculum),
+            generate_seconds=_mean(groups, "generate_seconds"),
+            score_seconds=_mean(groups, "score_seconds"),
+            phase_seconds={},
+            governor=self._governor.metrics(),
+            **report.metrics(),
         )
 
     def _show(self, metrics: StepMetrics) -> None:
@@ -273,31 +308,6 @@ class RlvrStage:
 
 def _levels(curriculum: Mapping[str, JsonValue]) -> dict[str, int]:
     return {name: state["level"] for name, state in curriculum.items() if isinstance(state, dict) and isinstance(state["level"], int)}
-
-
-def _step_metrics(keys: StageKeys, step: int, attempt: int, batch: Batch, report: StepReport, weight_version: int) -> StepMetrics:
-    groups = batch.groups
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    statuses = Counter(rollout.verdict.status.value for rollout in rollouts)
-    return StepMetrics(
-        stage=keys.name,
-        stage_index=keys.index,
-        step=step,
-        attempt=attempt,
-        time=datetime.now(UTC),
-        weight_version=weight_version,
-        groups=len(groups),
-        rollouts=len(rollouts),
-        masked=statuses["infra_error"],
-        invalid=statuses["invalid"],
-        timeouts=statuses["timeout"],
-        discarded=dict(Counter(reason for _, reason in batch.discarded)),
-        levels=_levels(batch.curriculum),
-        generate_seconds=_mean(groups, "generate_seconds"),
-        score_seconds=_mean(groups, "score_seconds"),
-        phase_seconds={},
-        **report.metrics(),
-    )
 
 
 def _mean(groups: tuple[RolloutGroup, ...], name: str) -> float:

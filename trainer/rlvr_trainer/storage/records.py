@@ -54,6 +54,8 @@ class StepRecord(StoredDocument):
     """Groups that admission counts against its capacity: consumed and pending ones."""
     curriculum: JsonValue = None
     """State of the curriculum."""
+    governor: JsonValue = None
+    """State of the governor that the step is trained with; None without one."""
     weight_version: Count
     """Version that the step trains from."""
     time: AwareDatetime

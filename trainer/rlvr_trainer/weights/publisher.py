@@ -175,7 +175,7 @@ class WeightPublisher:
         return tuple(name for name, state in self._book.states().items() if state.status is EngineStatus.DIRTY)
 
     def abort_requests(self) -> tuple[str, ...]:
-        """End what a dead attempt left in the engines: its requests, and a pause. Returns the engines that did."""
+        """End all requests in the engines, and a pause that a dead attempt left. Returns the engines that did."""
 
         def end(client: EngineClient) -> None:
             client.abort_all()
@@ -185,7 +185,7 @@ class WeightPublisher:
             done, errors = self._groups.call(self._clients, end)
         self._apply_wanted()
         for error in errors.values():
-            log.warning("cannot abort requests of earlier attempts: %s", error)
+            log.warning("cannot abort requests in flight: %s", error)
         return tuple(done)
 
     def close(self) -> None:

@@ -1,0 +1,74 @@
+"""How far from the current policy a rollout may be, what is done about it, and who changes that while a run goes on."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from rlvr_api.algorithms import Correction, Rejection, TokenTruncated
+from rlvr_api.model import ApiModel, Fraction
+
+
+class Governor(ApiModel):
+    """Closes the loop: what each step shows of its tokens decides how stale the next ones may be, within the bounds of the spec.
+
+    A step beyond a bound tightens by one notch, which halves the staleness that admission allows and the distance of the correction's cap
+    from 1. Beyond `pauseKl`, or at the last notch, it pauses: what older weights sampled is thrown away, engines begin anew, and the run is
+    synchronous until a step is within its bounds. `healthySteps` steps in a row at less than half of every bound loosen by one notch.
+    """
+
+    max_kl: Annotated[float, Field(gt=0.0, le=10.0)] = 0.05
+    """Bound on KL(sampler ‖ policy) at a step's tokens (k3), nats a token."""
+    min_ess: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Bound on the effective sample size of the importance weights, as a share of the tokens."""
+    max_clip_fraction: Annotated[Fraction, Field(gt=0.0)] = 0.5
+    """Bound on the share of tokens that the trust region acts on."""
+    pause_kl: Annotated[float, Field(gt=0.0, le=100.0)] = 0.5
+    """KL beyond which a single step pauses at once, nats a token."""
+    min_staleness: Annotated[int, Field(ge=0, le=64)] = 0
+    """Least that tightening leaves of `maxStaleness`; a pause goes to 0."""
+    min_cap: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0
+    """Least that tightening leaves of the correction's `cap` or `high`."""
+    healthy_steps: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Steps in a row at less than half of every bound before it loosens."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pause_kl <= self.max_kl:
+            raise ValueError(f"pauseKl {self.pause_kl} is not above maxKl {self.max_kl}: it would pause where it should tighten")
+        return self
+
+
+class OffPolicy(ApiModel):
+    """How far from the current policy a rollout may be, and what is done about it."""
+
+    max_staleness: Annotated[int, Field(ge=0, le=64)] = 2
+    """η: groups are admitted only while they cannot be consumed more than η optimizer steps late (arXiv 2505.24298). 0 is synchronous."""
+    drop_beyond: Annotated[int, Field(ge=0, le=1024)] = 8
+    """Groups with a token older than this many optimizer steps are discarded, whatever admission allowed."""
+    correction: Correction = Correction(token_truncated=TokenTruncated())
+    """Weight against the sampler's log-probs."""
+    rejection: Rejection = Rejection()
+    """Completions that are left out; unset: none."""
+    governor: Governor | None = None
+    """Unset: staleness and correction stay as they are written here."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.drop_beyond < self.max_staleness:
+            raise ValueError(
+                f"dropBeyond {self.drop_beyond} is below maxStaleness {self.max_staleness}: admitted groups would be thrown away"
+            )
+        if self.governor is None:
+            return self
+        cap, kind = self.correction.cap, to_camel(self.correction.kind)
+        if self.governor.min_staleness > self.max_staleness:
+            raise ValueError(
+                f"governor.minStaleness {self.governor.min_staleness} is above maxStaleness {self.max_staleness}: "
+                "lower the one or raise the other"
+            )
+        if cap is not None and self.governor.min_cap > cap:
+            raise ValueError(f"governor.minCap {self.governor.min_cap} is above the bound {cap} of correction.{kind}: lower minCap")
+        if cap is None and self.max_staleness == 0:
+            raise ValueError("a governor has nothing to tighten with maxStaleness 0 and correction none: remove it, or raise maxStaleness")
+        return self

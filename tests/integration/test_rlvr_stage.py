@@ -1,0 +1,254 @@
+"""The stage `rlvr` against a real store, without engines: what a killed attempt leaves behind is taken up to the bit."""
+
+import itertools
+import json
+import random
+import threading
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from rlvr_api.spec import RLVRJob
+from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_trainer import telemetry
+from rlvr_trainer.chat import ChatFormat
+from rlvr_trainer.collector.collector import EventLoopThread
+from rlvr_trainer.context import RunContext
+from rlvr_trainer.fleet import EngineFleet
+from rlvr_trainer.metrics_log import MetricsLog, read_steps
+from rlvr_trainer.policy import Policy
+from rlvr_trainer.pretrained import write_tiny_model
+from rlvr_trainer.progress import ProgressBoard
+from rlvr_trainer.rollout import Rollout, RolloutGroup, VersionSpan
+from rlvr_trainer.run import Run
+from rlvr_trainer.stages import STAGES
+from rlvr_trainer.storage.attempts import claim_attempt
+from rlvr_trainer.storage.checkpoint_reader import latest_manifest, load_latest
+from rlvr_trainer.storage.client import ObjectStore, S3Settings
+from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.records import read_records
+from rlvr_trainer.telemetry import StepInstruments
+from rlvr_trainer.versions import VersionHistory
+
+STEPS = 6
+
+
+class KilledError(Exception):
+    """The process died."""
+
+
+@dataclass
+class LoneRun(Run):
+    """A run without engines: publishing gives a number and evaluating does nothing. It dies when it publishes version `dies_at`."""
+
+    dies_at: int | None = None
+    aborted: list[int] = field(default_factory=list)
+
+    def reserve_versions(self, next_version):
+        self.versions.reserve(next_version)
+
+    def publish(self, step):
+        if self.versions.publish(step) == self.dies_at:
+            raise KilledError
+
+    def evaluate(self, keys, step, total_step, plan=None, ks=()):
+        pass
+
+    def check(self):
+        pass
+
+
+@dataclass
+class Engines:
+    """Samples that depend on the task alone, with about the log-probs of the tiny model's start: the policy moves away from them."""
+
+    chat: ChatFormat
+    run_of: "LoneRun | None" = None
+
+    async def run(self, episode):
+        rng = random.Random(episode.admission.task_seed)
+        version = self.run_of.versions.current
+        rollouts = tuple(self._rollout(rng, f"{episode.id}/{number}", version) for number in range(episode.samples))
+        return RolloutGroup(
+            episode.admission, "0" * 16, (4, 9 + episode.admission.index % 9, 3), "1 + 1", rollouts, "rollout-0", "", 1.0, 0.1
+        )
+
+    def _rollout(self, rng, name, version):
+        token = rng.randrange(20, 30)
+        passed = token % 2 == 0
+        status = VerdictStatus.PASS if passed else VerdictStatus.FAIL
+        verdict = Verdict(id=name, status=status, score=float(passed), verifier="arithmetic", verifier_version="1")
+        return Rollout((token, 1), (-4.2, -4.2), (VersionSpan(version, 0, 2),), "stop", "", verdict)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    place = tmp_path_factory.mktemp("rlvr")
+    write_tiny_model(place / "tiny")
+    return place / "tiny"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def make_place(s3):
+    numbers = itertools.count()
+
+    def make():
+        bucket = s3.make_bucket(f"rlvr-{next(numbers)}")
+        return SimpleNamespace(uri=f"s3://{bucket}/runs", endpoint=s3.endpoint)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+        yield make
+
+
+GOVERNED = {"maxStaleness": 0, "governor": {"maxKl": 0.02, "pauseKl": 5.0, "healthySteps": 1}}
+TRACES = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(6)]
+
+
+def make_run(place, model, attempt, *, off_policy, stages, dies_at=None):
+    job = RLVRJob.model_validate({
+        "apiVersion": "rlvr.dev/v1alpha1",
+        "kind": "RLVRJob",
+        "metadata": {"name": "job"},
+        "spec": {
+            "model": {"uri": f"file://{model}", "maxModelLen": 64},
+            "storage": {"uri": place.uri, "endpoint": place.endpoint},
+            "environments": [{"name": "sums", "arithmetic": {}}],
+            "sampling": {"maxTokens": 8},
+            "stages": stages,
+            "offPolicy": off_policy,
+            "learner": {"checkpoint": {"everySteps": 4, "keepLast": 1}},
+        },
+    })  # fmt: skip
+    store = ObjectStore.open(place.uri, S3Settings(place.endpoint), "job")
+    context = RunContext(
+        job=job, attempt=attempt, engine_urls={}, verifier_url="", advertised_host="127.0.0.1", status_port=0, model_dir=model,
+        s3_endpoint=place.endpoint, work_dir=model.parent,
+    )  # fmt: skip
+    engines = Engines(ChatFormat(model, None, 56))
+    run = LoneRun(
+        context=context, stop=threading.Event(), store=store, claim=claim_attempt(store, attempt), policy=Policy.load(model, job.spec),
+        publisher=SimpleNamespace(clean_engines=tuple, states=dict), runner=engines,
+        loop=EventLoopThread("test"), board=ProgressBoard("climb", len(stages), 0, EngineFleet({})), metrics=MetricsLog(store),
+        instruments=StepInstruments(), held_out=(), evaluation=None, versions=VersionHistory(), dies_at=dies_at,
+    )  # fmt: skip
+    run.publisher.abort_requests = lambda: run.aborted.append(run.versions.current)
+    engines.run_of = run
+    return run
+
+
+def climb(**settings):
+    return {"name": "climb", "rlvr": {"steps": STEPS, "promptsPerStep": 2, "groupSize": 6, "ordered": True,
+                                      "optimizer": {"learningRate": 3e-3}, **settings}}  # fmt: skip
+
+
+def execute(run):
+    """All stages from where the store says the job stands, as `python -m rlvr_trainer` does; the weights it ends with."""
+    stages = run.context.job.spec.stages
+    keys = [StageKeys(index, stage.name) for index, stage in enumerate(stages)]
+    try:
+        checkpoint = load_latest(run.store, keys)
+        first = 0
+        if checkpoint is not None:
+            run.versions.restore(checkpoint.manifest.state.scalars.get("versions"))
+            first = checkpoint.manifest.stage_index + int(checkpoint.manifest.state.final)
+            if checkpoint.manifest.state.final:
+                run.policy.load_tensors(checkpoint.tensors)
+                checkpoint = None
+        before = sum(latest_manifest(run.store, key).step for key in keys[:first])
+        for index, stage in enumerate(stages[first:], first):
+            before += STAGES[stage.kind](run, index, stage, checkpoint, before).execute()
+            checkpoint = None
+    finally:
+        run.metrics.close()
+        run.loop.close()
+    return {name: tensor.clone() for name, tensor in run.policy.engine_named_tensors().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def governed_steps(run):
+    return [step.governor for step in read_steps(run.store) if step.stage == "climb"]
+
+
+@pytest.fixture(scope="module")
+def governed(make_place, models):
+    """A governed run of one attempt, and the weights it ended with."""
+    run = make_run(make_place(), models, 1, off_policy=GOVERNED, stages=[climb()])
+    return run, execute(run)
+
+
+@pytest.mark.parametrize("dies_at", [3, 6])
+def test_a_killed_run_is_governed_as_an_undisturbed_one(make_place, models, governed, dies_at):
+    whole, weights = governed
+    stages = [climb()]
+    states = [committed.record.governor for committed in read_records(whole.store, StageKeys(0, "climb"))]
+    assert len({json.dumps(state) for state in states}) > 2, "it must have done something"
+    assert {action.partition(":")[0] for step in governed_steps(whole) for action in step.actions} >= {"tighten", "pause"}
+
+    place = make_place()
+    with pytest.raises(KilledError):
+        execute(make_run(place, models, 1, off_policy=GOVERNED, stages=stages, dies_at=dies_at))
+    resumed = make_run(place, models, 2, off_policy=GOVERNED, stages=stages)
+    assert same(execute(resumed), weights)
+    assert [committed.record.governor for committed in read_records(resumed.store, StageKeys(0, "climb"))] == states
+    assert governed_steps(resumed) == governed_steps(whole)
+
+
+def test_what_it_does_is_in_status_trace_and_metrics_and_a_pause_ends_what_engines_have_in_flight(make_place, models, monkeypatch):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "tracer", lambda: provider.get_tracer("test"))
+    settings = {"maxStaleness": 1, "governor": {"maxKl": 1e-6, "minEss": 0.999, "pauseKl": 1e-5}}
+    run = make_run(make_place(), models, 1, off_policy=settings, stages=[climb(ordered=False, steps=3)])
+    execute(run)
+    events = [event for span in exporter.get_finished_spans() for event in span.events if event.name == "governor"]
+    assert events[0].attributes["action"] == "pause"
+    shown = run.board.snapshot().governor
+    assert (shown.mode, shown.max_staleness) == ("paused", 0)
+    assert shown.message == events[-1].attributes["message"]
+    first = governed_steps(run)[0]
+    assert (first.paused, first.max_staleness, first.actions) == (True, 0, (events[0].attributes["message"],))
+    assert run.aborted[0] == 1  # once the first step's weights were published
+    dropped = sum(step.discarded.get("stale", 0) for step in read_steps(run.store))
+    assert dropped > 0
+    assert [step.staleness_max for step in read_steps(run.store)][1:] == [0, 0]
+    assert isinstance(trace.get_current_span(), trace.NonRecordingSpan)
+
+
+@pytest.mark.parametrize("reference", ["base", "stageStart"])
+def test_a_resumed_stage_is_held_to_the_same_reference(make_place, models, tmp_path, reference):
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text("\n".join(map(json.dumps, TRACES)))
+    stages = [
+        {"name": "start", "sft": {"traces": f"file://{traces}", "examplesPerStep": 3, "optimizer": {"learningRate": 3e-3}}},
+        climb(referenceKl={"coefficient": 0.1, "reference": reference}),
+    ]
+    whole = make_run(make_place(), models, 1, off_policy={"maxStaleness": 0}, stages=stages)
+    weights = execute(whole)
+    place = make_place()
+    with pytest.raises(KilledError):
+        execute(make_run(place, models, 1, off_policy={"maxStaleness": 0}, stages=stages, dies_at=7))
+    resumed = make_run(place, models, 2, off_policy={"maxStaleness": 0}, stages=stages)
+    assert same(execute(resumed), weights)
+    found = [[step.reference_kl for step in read_steps(run.store) if step.stage == "climb"] for run in (whole, resumed)]
+    assert found[0] == found[1]
+    assert (found[0][0] < 1e-9) == (reference == "stageStart")
+    assert found[0][-1] > 1e-6
