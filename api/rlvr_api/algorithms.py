@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlvr_api.model import ApiModel, one_member
+from rlvr_api.model import ApiModel, Fraction, one_member
 
 ClipLow = Annotated[float, Field(gt=0.0, lt=1.0)]
 ClipHigh = Annotated[float, Field(gt=0.0, lt=10.0)]
@@ -118,7 +118,26 @@ class DppoTv(ApiModel):
     """Weight of the squared log-ratio to the sampler."""
 
 
-ALGORITHM_KINDS = ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "dapo", "gspo", "cispo", "sapo", "dppo_tv")
+class Ppo(ApiModel):
+    """PPO with a critic (arXiv 1707.06347): a value head on the policy's trunk, GAE's advantages token by token, clipped surrogate."""
+
+    clip_low: ClipLow = 0.2
+    """ε_low."""
+    clip_high: ClipHigh = 0.2
+    """ε_high."""
+    gae_lambda: Fraction = 1.0
+    """λ of the policy's advantages (arXiv 1506.02438): 1 compares the reward with V, less leans on V to say which token it was."""
+    discount: Annotated[Fraction, Field(gt=0.0)] = 1.0
+    """γ for each token; below 1, long right answers are worth less."""
+    value_coefficient: Annotated[float, Field(gt=0.0, le=10.0)] = 0.1
+    """Weight of the value loss beside the policy's in what the trunk learns."""
+    value_clip: Annotated[float, Field(gt=0.0, le=100.0)] = 0.2
+    """Most that a step moves V away from where it was, in rewards."""
+    critic_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02
+    """Peak learning rate of the head, on the optimizer's schedule; V moves by about as much in a step."""
+
+
+ALGORITHM_KINDS = ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "dapo", "gspo", "cispo", "sapo", "dppo_tv", "ppo")
 
 
 class Algorithm(ApiModel):
@@ -142,6 +161,8 @@ class Algorithm(ApiModel):
     """SAPO."""
     dppo_tv: DppoTv | None = None
     """DPPO with the binary total-variation mask."""
+    ppo: Ppo | None = None
+    """PPO with a critic."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -73,6 +73,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "self.zeroVariance == 'skip' || !has(self.algorithm.reinforcePlusPlus) || self.algorithm.reinforcePlusPlus.groupBaseline",
             "groups of equal rewards carry a gradient where reinforcePlusPlus.groupBaseline is false: set zeroVariance to skip",
         ),
+        Rule(
+            "self.zeroVariance == 'skip' || !has(self.algorithm.ppo)",
+            "groups of equal rewards teach the critic of ppo, and zeroVariance resample would throw them away: set it to skip",
+        ),
     ),
     "ReferenceKl": (
         Rule(

@@ -81,6 +81,10 @@ class Rlvr(ApiModel):
                 "groups of equal rewards carry a gradient where algorithm.reinforcePlusPlus.groupBaseline is false, and zeroVariance "
                 "resample would throw them away: set it to skip"
             )
+        if self.algorithm.ppo is not None and self.zero_variance == "resample":
+            raise ValueError(
+                "groups of equal rewards teach the critic of algorithm.ppo, and zeroVariance resample would throw them away: set it to skip"
+            )
         return self
 
 

@@ -26,7 +26,7 @@ VALID = {
 
 ALGORITHMS = {
     "grpo": {}, "drGrpo": {"normalizerTokens": 8}, "rloo": {}, "reinforcePlusPlus": {}, "dapo": {"overlong": {"bufferTokens": 2}},
-    "gspo": {}, "cispo": {}, "sapo": {},
+    "gspo": {}, "cispo": {}, "sapo": {}, "ppo": {},
 }  # fmt: skip
 """All that take a correction."""
 
@@ -97,6 +97,11 @@ REFUSED = {
         "spec.stages.0.rlvr",
         {"steps": 1, "zeroVariance": "resample", "algorithm": {"reinforcePlusPlus": {"groupBaseline": False}}},
         "groupBaseline is false",
+    ),
+    "groups that teach the critic thrown away": (
+        "spec.stages.0.rlvr",
+        {"steps": 1, "zeroVariance": "resample", "algorithm": {"ppo": {}}},
+        "teach the critic",
     ),
     "a buffer longer than a completion": (
         "spec.stages.0.rlvr.algorithm",

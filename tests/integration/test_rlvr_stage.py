@@ -233,6 +233,21 @@ def test_what_it_does_is_in_status_trace_and_metrics_and_a_pause_ends_what_engin
     assert isinstance(trace.get_current_span(), trace.NonRecordingSpan)
 
 
+def test_a_killed_run_with_a_critic_goes_on_with_it(make_place, models):
+    stages = [climb(algorithm={"ppo": {"gaeLambda": 0.9}}, minibatches=2)]
+    whole = make_run(make_place(), models, 1, off_policy={"maxStaleness": 0}, stages=stages)
+    weights = execute(whole)
+    place = make_place()
+    with pytest.raises(KilledError):
+        execute(make_run(place, models, 1, off_policy={"maxStaleness": 0}, stages=stages, dies_at=6))
+    resumed = make_run(place, models, 2, off_policy={"maxStaleness": 0}, stages=stages)
+    assert same(execute(resumed), weights)
+    found = [[step.explained_variance for step in read_steps(run.store)] for run in (whole, resumed)]
+    assert found[0] == found[1]
+    assert all(value is not None and value < 1 for value in found[0])
+    assert not any("critic" in name for name in resumed.policy.engine_named_tensors())
+
+
 @pytest.mark.parametrize("reference", ["base", "stageStart"])
 def test_a_resumed_stage_is_held_to_the_same_reference(make_place, models, tmp_path, reference):
     traces = tmp_path / "traces.jsonl"

@@ -34,7 +34,7 @@ def one_thread():
 
 ALGORITHMS = {
     "grpo": {}, "drGrpo": {"normalizerTokens": 8}, "rloo": {}, "reinforcePlusPlus": {}, "dapo": {"overlong": {"bufferTokens": 4}},
-    "gspo": {}, "cispo": {}, "sapo": {}, "dppoTv": {},
+    "gspo": {}, "cispo": {}, "sapo": {}, "dppoTv": {}, "ppo": {},
 }  # fmt: skip
 
 
@@ -344,14 +344,15 @@ def test_equal_inputs_give_equal_bits(folder):
     assert same(*ends)
 
 
-def test_a_resumed_learner_goes_on_with_the_same_bits(folder):
-    straight, policy = make_learner(folder, schedule="cosine")
+@pytest.mark.parametrize("changes", [{}, {"algorithm": {"ppo": {}}, "minibatches": 2}], ids=["grpo", "ppo"])
+def test_a_resumed_learner_goes_on_with_the_same_bits(folder, changes):
+    straight, policy = make_learner(folder, schedule="cosine", **changes)
     for step in range(2):
         straight.step(batch(), step, at_step_0)
     saved = {name: tensor.clone() for name, tensor in straight.tensors().items()}
     scalars = {**straight.scalars(), "versions": [[0, 0]]}
     torch.manual_seed(5)
-    resumed, other = make_learner(folder, schedule="cosine")
+    resumed, other = make_learner(folder, schedule="cosine", **changes)
     resumed.load(saved, scalars)
     assert torch.equal(torch.get_rng_state(), saved["generator/cpu"])
     assert resumed.step(batch(), 2, at_step_0).learning_rate == straight.step(batch(), 2, at_step_0).learning_rate

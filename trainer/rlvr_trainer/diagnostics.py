@@ -22,6 +22,8 @@ from rlvr_trainer.rollout import RolloutGroup
 
 OLDEST = 32
 """Tokens of this age and older are counted together."""
+SMALLEST_VARIANCE = 1e-9
+"""Of returns; below it they are all equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class TokenStatistics:
     """Share of tokens with weight 0."""
     entropy: float
     """Mean, nats."""
+    explained_variance: float | None
+    """1 − mean((R − V)²) / var(R); None without a critic, and where all returns are equal."""
     by_age: Mapping[int, "AgeStatistics"]
     """By optimizer steps since the token's weights; `OLDEST` stands for all that are older, too."""
 
@@ -132,6 +136,7 @@ class TokenSums:
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(OLDEST + 1, 8, dtype=torch.float64, device=device)
         self._largest = torch.zeros((), dtype=torch.float64, device=device)
+        self._of_critic = torch.zeros(4, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, inputs: LossInputs, output: LossOutput, entropies: Tensor, ages: Tensor) -> None:
@@ -142,6 +147,9 @@ class TokenSums:
         per_token = (ones, -gaps, k3, weights, weights.square(), output.cut.double(), rejected, entropies.double())
         self._sums.index_add_(0, ages.clamp(max=OLDEST), torch.stack(per_token, 1))
         self._largest = torch.maximum(self._largest, gaps.abs().amax())
+        if inputs.values is not None and inputs.returns is not None:
+            returns, errors = inputs.returns.double(), (inputs.returns - inputs.values).double()
+            self._of_critic += torch.stack([ones.sum(), returns.sum(), returns.square().sum(), errors.square().sum()])
 
     def read(self) -> TokenStatistics:
         """The statistics; at least one token must have been added."""
@@ -158,8 +166,14 @@ class TokenSums:
             clip_fraction=whole.clip_fraction,
             rejected=whole.rejected,
             entropy=entropy / count,
+            explained_variance=_explained(*self._of_critic.tolist()),
             by_age={age: _statistics(row) for age, row in enumerate(rows) if row[0]},
         )
+
+
+def _explained(count: float, returns: float, squares: float, errors: float) -> float | None:
+    variance = squares / count - (returns / count) ** 2 if count else 0.0
+    return 1.0 - errors / count / variance if variance > SMALLEST_VARIANCE else None
 
 
 def _statistics(sums: Sequence[float]) -> AgeStatistics:

@@ -13,17 +13,19 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.stages import Rlvr
-from rlvr_trainer.advantages import Outcome, is_live
+from rlvr_trainer.advantages import Outcome
 from rlvr_trainer.algorithms import AlgorithmBase, LossInputs, make_algorithm
 from rlvr_trainer.correction import off_policy_weights
+from rlvr_trainer.critic import Critic, estimate_advantages
 from rlvr_trainer.diagnostics import BatchStatistics, TokenStatistics, TokenSums, describe_batch
+from rlvr_trainer.losses import sequence_means
 from rlvr_trainer.metrics import AgeMetrics
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
 from rlvr_trainer.policy import Policy
@@ -57,6 +59,7 @@ class StepNumbers(TypedDict):
     by_age: dict[int, AgeMetrics]
     entropy: float | None
     reference_kl: float | None
+    explained_variance: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,17 @@ class StepReport:
             by_age=_by_age(tokens) if tokens is not None else {},
             entropy=tokens.entropy if tokens is not None else None,
             reference_kl=self.reference_kl,
+            explained_variance=tokens.explained_variance if tokens is not None else None,
         )
+
+
+class Scores(NamedTuple):
+    """Of N completion tokens, [N]."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor | None
+    """None without a critic."""
 
 
 class Learner(Resumable):
@@ -126,13 +139,15 @@ class Learner(Resumable):
     """
 
     def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec, reference: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(Trainer(policy, stage.optimizer, stage.steps))
+        self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm, spec.sampling.max_tokens)
+        wanted = self._algorithm.critic
+        self._critic = Critic(policy.hidden_size, policy.device) if wanted is not None else None
+        super().__init__(Trainer(policy, stage.optimizer, stage.steps, self._critic, wanted.learning_rate if wanted is not None else 0.0))
         self.off_policy = spec.off_policy
         """In force; a governor changes it between steps."""
         self._policy = policy
         self._stage = stage
         self._spec = spec
-        self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm, spec.sampling.max_tokens)
         self._regularizer = Regularizer(policy, stage, spec.sampling.temperature, reference)
 
     def step(self, groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> StepReport:
@@ -150,7 +165,7 @@ class Learner(Resumable):
         seconds: dict[str, float] = {}
         batch = describe_batch(groups, current_step, step_of)
         advantages = self._advantages(groups, seconds)
-        live = [is_live(found) for found in advantages]
+        live = [self._algorithm.is_live(found) for found in advantages]
         with timed(seconds, "pack"):
             trees = [
                 _tree(index, group, found, lambda version: current_step - step_of(version))
@@ -186,7 +201,7 @@ class Learner(Resumable):
         sums = TokenSums(self._policy.device)
         minibatches = list(_cut(trees, self._stage.minibatches))
         plans = [self._plan(members) for members in minibatches]
-        old = [self._old_logprobs(plan, report.seconds) if number else None for number, plan in enumerate(plans)]
+        old = [self._old_scores(plan, report.seconds) if number else None for number, plan in enumerate(plans)]
         updates = []
         for members, plan, known in zip(minibatches, plans, old, strict=True):
             loss_of = self._loss_of(members, known, sums)
@@ -206,22 +221,25 @@ class Learner(Resumable):
     def _plan(self, trees: Sequence[Tree]) -> list[list[Tree]]:
         return plan_micro_batches([tree for tree in trees if tree.trained_tokens], self._spec.learner.tokens_per_micro_batch)
 
-    def _old_logprobs(self, plan: Sequence[Sequence[Tree]], seconds: dict[str, float]) -> list[Tensor]:
+    def _old_scores(self, plan: Sequence[Sequence[Tree]], seconds: dict[str, float]) -> list[Scores]:
         """Of each micro-batch's tokens, under the weights as they are now."""
         with timed(seconds, "forward"), torch.no_grad():
-            packed = (pack(members, self._policy.block_tokens).to(self._policy.device) for members in plan)
-            return [self._policy.completion_logprobs(batch, self._spec.sampling.temperature).logprobs for batch in packed]
+            return [self._score(pack(members, self._policy.block_tokens).to(self._policy.device)) for members in plan]
 
-    def _loss_of(self, trees: Sequence[Tree], known: Sequence[Tensor] | None, sums: TokenSums) -> Callable[[int, PackedBatch], Tensor]:
+    def _score(self, packed: PackedBatch) -> Scores:
+        temperature = self._spec.sampling.temperature
+        if self._critic is None:
+            return Scores(*self._policy.completion_logprobs(packed, temperature), None)
+        scores, states = self._policy.completion_states(packed, temperature)
+        return Scores(*scores, self._critic.values(states))
+
+    def _loss_of(self, trees: Sequence[Tree], known: Sequence[Scores] | None, sums: TokenSums) -> Callable[[int, PackedBatch], Tensor]:
         tokens = sum(tree.trained_tokens for tree in trees)
         denominator = self._algorithm.denominator(tokens, sum(len(tree.branches) for tree in trees))
 
         def loss_of(number: int, packed: PackedBatch) -> Tensor:
-            scores = self._policy.completion_logprobs(packed, self._spec.sampling.temperature)
-            old = scores.logprobs.detach() if known is None else known[number]
-            sampler, sequences = packed.sampler_logprobs, packed.sequences
-            weights = off_policy_weights(self.off_policy, scores.logprobs, old, sampler, packed.advantages, sequences)
-            inputs = LossInputs(scores.logprobs, old, sampler, packed.advantages, weights, sequences)
+            scores = self._score(packed)
+            inputs = self._inputs(packed, scores, scores if known is None else known[number])
             output = self._algorithm.loss(inputs)
             sums.add(inputs, output, scores.entropies, packed.ages)
             loss = output.total / denominator
@@ -230,6 +248,18 @@ class Learner(Resumable):
             return loss
 
         return loss_of
+
+    def _inputs(self, packed: PackedBatch, scores: Scores, start: Scores) -> LossInputs:
+        """`start`: as at the start of the step."""
+        old, sampler, sequences, advantages = start.logprobs.detach(), packed.sampler_logprobs, packed.sequences, packed.advantages
+        old_values = returns = None
+        of_completions = advantages
+        if start.values is not None and self._algorithm.critic is not None:
+            old_values = start.values.detach()
+            advantages, returns = estimate_advantages(advantages, old_values, sequences, self._algorithm.critic)
+            of_completions = sequence_means(advantages, sequences)
+        weights = off_policy_weights(self.off_policy, scores.logprobs, old, sampler, of_completions, sequences)
+        return LossInputs(scores.logprobs, old, sampler, advantages, weights, sequences, scores.values, old_values, returns)
 
 
 def _tree(index: int, group: RolloutGroup, advantages: Sequence[float | None], age_of: Callable[[int], int] | None = None) -> Tree:

@@ -86,6 +86,12 @@ def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal[
     return value + (k2 - k2.detach())
 
 
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """PPO's value loss, [N]: ½·max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²), so that one step moves V by about ε at most."""
+    bounded = values.clamp(old_values - clip, old_values + clip)
+    return torch.maximum((values - returns).square(), (bounded - returns).square()) / 2
+
+
 def sequence_means(values: Tensor, sequences: Tensor) -> Tensor:
     """The mean over each token's completion of `values`, [N]."""
     return sequence_sums(values, sequences) / sequence_lengths(values, sequences)

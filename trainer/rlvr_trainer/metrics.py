@@ -154,6 +154,8 @@ class StepMetrics(StoredDocument):
     """Mean entropy of the policy at the completion positions, in nats."""
     reference_kl: Measured = None
     """Estimated KL(policy ‖ reference) at the sampled tokens, in nats, where the stage has one."""
+    explained_variance: Measured = None
+    """1 − mean((R − V)²) / var(R) over the trained tokens, at most 1, where there is a critic: 0 is as good as a constant."""
     tokens_per_second: Measured = None
     """Completion tokens consumed over the step's wall time."""
     levels: Annotated[dict[Name, Count], Field(default_factory=dict)]

@@ -90,6 +90,28 @@ class Policy:
             logits = self._call(batch, weights).logits
         return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, temperature)
 
+    def completion_states(self, batch: PackedBatch, temperature: float) -> tuple[TokenScores, Tensor]:
+        """As `completion_logprobs`, and the last hidden state from which each token was drawn: [N, hidden size], differentiable."""
+        seen: list[Tensor] = []
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        try:
+            scores = self.completion_logprobs(batch, temperature)
+        finally:
+            handle.remove()
+        states = seen[0].squeeze(0)
+        if len(states) != len(batch.logit_rows):
+            raise ValueError(
+                f"the model gives its head {len(states)} states where {len(batch.logit_rows)} logits are wanted: take another one"
+            )
+        return scores, states[batch.token_rows]
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the states that `completion_states` gives."""
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        return int(head.in_features)  # type: ignore[arg-type]
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable weights by the names of the model's state dict, each storage once: a tied `lm_head.weight` is left out."""
         return dict(self._model.named_parameters())

@@ -270,6 +270,7 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "rejected_share": ("1", "Share of tokens that correction or rejection dropped"),
     "entropy": ("nat", "Mean entropy of the next-token distribution"),
     "reference_kl": ("nat", "KL divergence of the policy from the reference policy at the sampled tokens"),
+    "explained_variance": ("1", "Share of the returns' variance that the critic explains"),
     "tokens_per_second": ("{token}/s", "Completion tokens generated over the step's wall time"),
     "paused_seconds": ("s", "Time that engines were paused for the step's weight update"),
     "engines": ("{engine}", "Engines that took part in the step's weight update"),

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from rlvr_api.stages import Optimizer
+from rlvr_trainer.critic import Critic
 from rlvr_trainer.optimizer import AdamWOptimizer
 from rlvr_trainer.packing import PackedBatch, Tree, pack
 from rlvr_trainer.policy import Policy
@@ -47,13 +48,20 @@ class Trainer:
     Args:
         policy: trained in place.
         total_steps: of the schedule.
+        critic: trained with it.
+        critic_learning_rate: its peak.
     """
 
-    def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int) -> None:
+    def __init__(
+        self, policy: Policy, optimizer: Optimizer, total_steps: int, critic: Critic | None = None, critic_learning_rate: float = 0.0
+    ) -> None:
         self.policy = policy
+        self.critic = critic
         self.step = 0
         """Steps done; the schedule's clock. A step may have several updates, or none."""
-        self._optimizer = AdamWOptimizer(policy.parameters(), optimizer, total_steps)
+        added = critic.parameters() if critic is not None else {}
+        multipliers = dict.fromkeys(added, critic_learning_rate / optimizer.learning_rate)
+        self._optimizer = AdamWOptimizer({**policy.parameters(), **added}, optimizer, total_steps, multipliers)
 
     def update(
         self,
@@ -96,7 +104,13 @@ class Trainer:
         generators = {GENERATOR_KEYS["cpu"]: torch.get_rng_state()}
         if self.policy.device.type == "cuda":
             generators[GENERATOR_KEYS["cuda"]] = torch.cuda.get_rng_state(self.policy.device)
-        return {**self.policy.tensors(), **self._optimizer.tensors(), **generators}
+        added = self.critic.parameters() if self.critic is not None else {}
+        return {
+            **self.policy.tensors(),
+            **{name: tensor.detach() for name, tensor in added.items()},
+            **self._optimizer.tensors(),
+            **generators,
+        }
 
     def scalars(self) -> dict[str, JsonValue]:
         """The rest of the state, as JSON."""
@@ -111,6 +125,8 @@ class Trainer:
         step, generator = scalars.get(STEP_KEY), tensors.get(GENERATOR_KEYS["cpu"])
         if not isinstance(step, int) or generator is None:
             raise ValueError(f"the checkpoint lacks '{STEP_KEY}' or '{GENERATOR_KEYS['cpu']}': it is of another program version")
+        if self.critic is not None:
+            self.critic.load_tensors(tensors)
         self.policy.load_tensors(tensors)
         self._optimizer.load_tensors(tensors)
         torch.set_rng_state(generator)

@@ -11,6 +11,7 @@ from rlvr_trainer.algorithms.dppo_tv import DppoTvAlgorithm
 from rlvr_trainer.algorithms.dr_grpo import DrGrpoAlgorithm
 from rlvr_trainer.algorithms.grpo import GrpoAlgorithm
 from rlvr_trainer.algorithms.gspo import GspoAlgorithm
+from rlvr_trainer.algorithms.ppo import PpoAlgorithm
 from rlvr_trainer.algorithms.reinforce_plus_plus import ReinforcePlusPlusAlgorithm
 from rlvr_trainer.algorithms.rloo import RlooAlgorithm
 from rlvr_trainer.algorithms.sapo import SapoAlgorithm
@@ -27,6 +28,7 @@ ALGORITHMS: Mapping[str, type[AlgorithmBase[Any]]] = {
     "cispo": CispoAlgorithm,
     "sapo": SapoAlgorithm,
     "dppo_tv": DppoTvAlgorithm,
+    "ppo": PpoAlgorithm,
 }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rlvr_api.algorithms import GroupRelative
 from rlvr_api.model import ApiModel
-from rlvr_trainer.advantages import Outcome, group_advantages
+from rlvr_trainer.advantages import Outcome, group_advantages, is_live
+from rlvr_trainer.critic import CriticSettings
 from rlvr_trainer.losses import TokenLoss, sequence_lengths
 
 SettingsT = TypeVar("SettingsT", bound=ApiModel)
@@ -37,6 +38,12 @@ class LossInputs:
     """Off-policy correction, detached; 0 drops a token."""
     sequences: Tensor
     """int64: number of the token's completion within the micro-batch."""
+    values: Tensor | None = None
+    """The critic's of the state from which the token was drawn, with a gradient; None, like the next two, without a critic."""
+    old_values: Tensor | None = None
+    """The same at the start of the step."""
+    returns: Tensor | None = None
+    """What `values` are fitted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,11 @@ class AlgorithmBase(ABC, Generic[SettingsT]):
         self.settings = settings
         self.max_tokens = max_tokens
 
+    @property
+    def critic(self) -> CriticSettings | None:
+        """Of the critic that it needs: `LossInputs` then have values, their advantages are GAE's, and `advantages` gives rewards."""
+        return None
+
     def advantages(self, groups: Sequence[Sequence[Outcome]]) -> list[list[float | None]]:
         """Advantage of each completion of a batch, by group; None where masked, all 0.0 where a group has no signal."""
         normalize = isinstance(self.settings, GroupRelative) and self.settings.normalize_by_std
@@ -68,6 +80,10 @@ class AlgorithmBase(ABC, Generic[SettingsT]):
     def rewards(self, group: Sequence[Outcome]) -> list[float | None]:
         """What advantages compare: the verifiers' scores less penalties, unless the algorithm shapes them."""
         return [outcome.shaped for outcome in group]
+
+    def is_live(self, advantages: Sequence[float | None]) -> bool:
+        """Whether a group with these advantages teaches something, so that it is computed."""
+        return is_live(advantages)
 
     def denominator(self, tokens: int, completions: int) -> float:
         """What an update's sum is divided by; known before its first micro-batch, so that masks do not inflate what is left.

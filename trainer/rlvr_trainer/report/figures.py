@@ -235,6 +235,12 @@ DIAGNOSTICS: Sequence[tuple[str, str, Sequence[tuple[str, str]], Callable[[float
         number,
     ),
     (
+        "Explained variance of the critic",
+        "Share of the returns' variance that the critic foresees: 0 is as good as a constant, below 0 is worse.",
+        (("explained_variance", "explained"),),
+        number,
+    ),
+    (
         "Groups with a gradient",
         "Share of the groups whose rewards differ: the others teach nothing. It falls when tasks become too easy or are too hard.",
         (("live_share", "live groups"),),
