@@ -102,6 +102,25 @@ class ScoreItem(ApiModel):
     """The model's text, without special tokens; undecodable bytes are U+FFFD."""
     truncated: bool = False
     """The completion ended at the length limit, not at a stop token."""
+    audited: bool = False
+    """Audit it for certain, as held-out evaluations are, where the environment has a second verifier."""
+
+
+class AuditVerdict(ApiModel):
+    """What the environment's second verifier says of a completion that was drawn for an audit."""
+
+    probability: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Probability with which it was drawn, given its verdict."""
+    score: Fraction
+    """Above 0 where the second verifier finds the answer right."""
+    verifier: str
+    """Name of the second verifier."""
+    verifier_version: str
+    """Its version."""
+    flaky: bool = False
+    """The first verifier, asked once more, gave another status."""
+    reason: Annotated[str, Field(max_length=500)] = ""
+    """Why, in words, without the gold answer."""
 
 
 class Verdict(ApiModel):
@@ -125,6 +144,8 @@ class Verdict(ApiModel):
     """Why, in words, without the gold answer: for example `answer 12 is wrong` or `no integer in the completion`."""
     seconds: Annotated[float, Field(ge=0.0)] = 0.0
     """Time the verifier took, without queueing."""
+    audit: AuditVerdict | None = None
+    """Set where the item was drawn for an audit."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -145,11 +166,37 @@ class ScoreRequest(ApiModel):
     """Completions; ids are unique within a request."""
 
 
+class CanaryTag(StrEnum):
+    """What a canary is known to be."""
+
+    RIGHT = "right"
+    """A right answer in some notation: it must be paid."""
+    WRONG = "wrong"
+    """A wrong answer, or none: it must not be paid."""
+    EXPLOIT = "exploit"
+    """A wrong answer of a kind that graders have paid before: it must not be paid."""
+
+
+class CanaryVerdict(ApiModel):
+    """How one canary was judged: a completion with a known verdict, sent through the same scorer as the others."""
+
+    environment: Name
+    """Name of the environment."""
+    tag: CanaryTag
+    """What it is known to be."""
+    probe: Annotated[str, Field(max_length=64)]
+    """Which canary, for example `question-echo`; never its text, which may hold the answer."""
+    kept: bool
+    """The verdict was the known one."""
+
+
 class ScoreResponse(ApiModel):
     """Verdicts in the order of the request."""
 
     verdicts: tuple[Verdict, ...]
     """One for each item."""
+    canaries: tuple[CanaryVerdict, ...] = ()
+    """Canaries that were judged among them. They are about the verifier, and never rewards."""
 
 
 class EnvironmentInfo(ApiModel):
