@@ -1,4 +1,4 @@
-"""Landlock, by system calls: the Python bindings on the registry are older than scopes (ABI 6), which keep signals inside a domain.
+"""Landlock, by system calls: a zygote has no site-packages to import bindings from.
 
 A domain can only be narrowed, and holds for all children. Not covered by Landlock: `chmod`, `utime`, extended attributes and locks, which
 the allow-list of `seccomp` refuses, and `stat` of any path.

@@ -1,6 +1,7 @@
 """What the service and a zygote say to each other, and how strictly the service reads what an item wrote.
 
-    service -> zygote: b"i" with the write end of a pipe, length, limits, JSON {source, entry, inputs} or {source, stdin};  b"k" to kill
+    service -> zygote: b"i" with a file and the write end of a pipe, limits;  b"k" to kill
+    file -> item:      JSON {source, entry, inputs} or {source, stdin}
     zygote -> service: length, JSON {code, cpu, killed} when the item has ended
     item -> pipe:      "v INDEX CANONICAL" or "e INDEX TYPE" for each input in order, then "end", then the end of the file
 
@@ -14,7 +15,8 @@ import struct
 LENGTH = struct.Struct("I")
 LIMITS = struct.Struct("QI")
 """Bytes of address space, seconds of processor time."""
-MAX_REQUEST_BYTES = 16 << 20
+MAX_REPORT_BYTES = 4096
+"""Of what a zygote says of itself or of an item."""
 VALUE, ERROR, END = "v", "e", "end"
 _LINE = re.compile(r"(v|e) (0|[1-9][0-9]{0,5}) (.*)")
 _TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")

@@ -1,4 +1,4 @@
-"""A seccomp allow-list as a BPF program made here: the bindings on the registry need libseccomp on the node, or are of 2021.
+"""A seccomp allow-list as a BPF program made here: a zygote has no site-packages to import bindings from, and nodes no libseccomp.
 
 What is not listed fails with EPERM, so that a program goes on and is judged by what it returns; system calls of another architecture
 (int 0x80, x32) kill it. Without processes, threads, sockets, signals, locks, and files or attributes to write, an item has nothing to leave

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS
+from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS, MAX_REPORT_BYTES
 
 START_SECONDS = 20.0
 CLOSING_SECONDS = 5.0
@@ -61,10 +61,13 @@ class Item:
     memory_bytes: int = 512 << 20
     output_bytes: int = 1 << 20
 
+    def limits(self) -> bytes:
+        """What the zygote is told."""
+        return LIMITS.pack(self.memory_bytes, int(self.seconds) + 1)
+
     def message(self) -> bytes:
-        """As sent into the sandbox: the same bytes whatever the answers are."""
-        body = {"source": self.source, "stdin": self.stdin} if self.entry is None else self._call()
-        return LIMITS.pack(self.memory_bytes, int(self.seconds) + 1) + json.dumps(body).encode()
+        """What the item is given: the same bytes whatever the answers are."""
+        return json.dumps({"source": self.source, "stdin": self.stdin} if self.entry is None else self._call()).encode()
 
     def _call(self) -> dict[str, object]:
         return {"source": self.source, "entry": self.entry, "inputs": list(self.inputs)}
@@ -150,18 +153,20 @@ class Slot:
 
     def _begin(self, item: Item, deadline: float) -> int:
         """Send the item; returns the read end of its pipe."""
-        message = item.message()
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            os.set_blocking(writing, True)
-            self._control.settimeout(max(0.1, deadline - time.monotonic()))
-            socket.send_fds(self._control, [b"i"], [writing])
-            self._control.sendall(LENGTH.pack(len(message)) + message)
-        except OSError as error:
-            os.close(reading)
-            raise SlotLostError(f"a zygote takes no item: {error}") from error
-        finally:
-            os.close(writing)
+        with open(os.memfd_create("item"), "w+b", buffering=0) as file:
+            file.write(item.message())
+            file.seek(0)
+            reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                os.set_blocking(writing, True)
+                self._control.settimeout(max(0.1, deadline - time.monotonic()))
+                # One message: descriptors come with the first byte, the limits follow it.
+                socket.send_fds(self._control, [b"i", item.limits()], [file.fileno(), writing])
+            except OSError as error:
+                os.close(reading)
+                raise SlotLostError(f"a zygote takes no item: {error}") from error
+            finally:
+                os.close(writing)
         return reading
 
     def _follow(self, reading: int, deadline: float, cap: int) -> tuple[bytes, Mapping[str, object] | None]:
@@ -194,9 +199,15 @@ class Slot:
             raise SlotLostError(f"a zygote is gone: {error}") from error
 
     def _receive(self, deadline: float) -> Mapping[str, object]:
-        data = self._read(LENGTH.size, deadline)
-        message = json.loads(self._read(LENGTH.unpack(data)[0], deadline))
-        assert isinstance(message, dict)
+        (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
+        if length > MAX_REPORT_BYTES:
+            raise SlotLostError(f"a zygote says {length} bytes at once")
+        try:
+            message = json.loads(self._read(length, deadline))
+        except ValueError as error:
+            raise SlotLostError(f"a zygote says what is not JSON: {error}") from error
+        if not isinstance(message, dict):
+            raise SlotLostError("a zygote says what is no object")
         return message
 
     def _read(self, length: int, deadline: float) -> bytes:

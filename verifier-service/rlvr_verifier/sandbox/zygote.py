@@ -1,11 +1,12 @@
 """The untrusted side: a warm Python that forks once for each item, and never saw an answer. Run as a file, without site-packages.
 
     start:  import what solutions import -> run one benign item (unwarmed, an item costs twice as much) -> enter a Landlock domain -> ready
-    item:   read bytes -> fork -> child: limits, own scope, seccomp -> decode, run, write lines to its pipe -> exit
+    item:   take two descriptors -> fork -> child: read its file, limits, own scope, seccomp -> decode, run, write lines to its pipe -> exit
             meanwhile wait for the child's end, or for the order to kill it -> say how it ended
 
-The other end measures time, reads the pipe to its end and decides; this side has no answers to give away. One byte `k` kills the item, the
-end of the control socket ends the zygote.
+The other end measures time, reads the pipe to its end and decides; this side has no answers to give away. An item's code and inputs are read
+in the fork alone: what the zygote had read, a later item would find in its own memory. One byte `k` kills the item, the end of the control
+socket ends the zygote.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
 
 from rlvr_verifier.sandbox import canonical, landlock, seccomp  # noqa: E402
-from rlvr_verifier.sandbox.protocol import END, ERROR, LENGTH, LIMITS, MAX_REQUEST_BYTES, VALUE  # noqa: E402
+from rlvr_verifier.sandbox.protocol import END, ERROR, LENGTH, LIMITS, VALUE  # noqa: E402
 
 sys.path.remove(str(HERE.parents[2]))
 
@@ -113,12 +115,14 @@ def _readable() -> list[str]:
     ]  # fmt: skip
 
 
-def _serve(control: socket.socket, jail: _Jail, data: bytes, result: int) -> None:
+def _serve(control: socket.socket, jail: _Jail, limits: bytes, request: int, result: int) -> None:
     """One item: fork, wait for its end or for the order to kill it, and say how it ended."""
-    memory_bytes, cpu_seconds = LIMITS.unpack_from(data)
+    memory_bytes, cpu_seconds = LIMITS.unpack_from(limits)
+    zygote = os.getpid()
     child = os.fork()
     if child == 0:
-        _be_item(jail, data, result, memory_bytes, cpu_seconds)
+        _be_item(jail, zygote, request, result, memory_bytes, cpu_seconds)
+    os.close(request)
     os.close(result)
     ended, killed = os.pidfd_open(child), False
     try:
@@ -138,15 +142,18 @@ def _serve(control: socket.socket, jail: _Jail, data: bytes, result: int) -> Non
     _send(control, {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "killed": killed})
 
 
-def _be_item(jail: _Jail, data: bytes, result: int, memory_bytes: int, cpu_seconds: int) -> None:
+def _be_item(jail: _Jail, zygote: int, file: int, result: int, memory_bytes: int, cpu_seconds: int) -> None:
     """The forked child: it never returns."""
     code = 70
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        request: _Request = json.loads(data[LIMITS.size :])
+        if os.getppid() != zygote:
+            return  # it died before the line above: nobody would ever end this process
+        with open(file, "rb") as reading:
+            request: _Request = json.load(reading)
         is_program = "stdin" in request
         stdin = os.memfd_create("stdin")
-        os.write(stdin, str(request.get("stdin", "")).encode())
+        _write_all(os.write, stdin, str(request.get("stdin", "")).encode())
         os.lseek(stdin, 0, os.SEEK_SET)
         # What an item has open: its input, its output, and its pipe. The control socket is overwritten here.
         for source, target in ((stdin, 0), (result if is_program else jail.null, 1), (jail.null, 2)):
@@ -164,7 +171,7 @@ def _be_item(jail: _Jail, data: bytes, result: int, memory_bytes: int, cpu_secon
 def _run_item(request: _Request, result: int) -> int:
     """Call the entry point once for each input; one line each, then the end marker."""
     write, encode = os.write, canonical.encode
-    namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": __builtins__}
+    namespace = _new_module("solution")
     inputs = request["inputs"]
     assert isinstance(inputs, list)
     sys.argv = ["solution"]
@@ -184,6 +191,13 @@ def _run_item(request: _Request, result: int) -> int:
     return 0
 
 
+def _new_module(name: str) -> dict[str, Any]:
+    """The namespace of a module that can be found: dataclasses look for theirs."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    return module.__dict__
+
+
 def _arguments(text: str) -> tuple[object, ...]:
     arguments = canonical.decode(text)
     assert isinstance(arguments, tuple)
@@ -196,7 +210,7 @@ def _run_program(request: _Request) -> int:
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding="utf-8", write_through=False)
     try:
-        exec(compile(str(request["source"]), "<solution>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102
+        exec(compile(str(request["source"]), "<solution>", "exec"), _new_module("__main__"))  # noqa: S102
         code = 0
     except SystemExit as stop:
         code = 0 if stop.code is None or stop.code == 0 else 1
@@ -216,28 +230,18 @@ def _send(control: socket.socket, message: _Request) -> None:
     control.sendall(LENGTH.pack(len(data)) + data)
 
 
-def _receive(control: socket.socket) -> tuple[bytes, int] | None:
-    """The next item and the pipe that came with it; None at the end. A `k` that came too late is skipped."""
+def _receive(control: socket.socket) -> tuple[bytes, int, int] | None:
+    """The next item: its limits, and the descriptors of its file and its pipe; None at the end. A `k` that came too late is skipped."""
     while True:
-        data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        data, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not data:
             return None
         if data == b"i":
             break
-    (length,) = LENGTH.unpack(_read(control, LENGTH.size))
-    if length > MAX_REQUEST_BYTES or len(descriptors) != 1:
-        raise SystemExit(f"an item of {length} bytes with {len(descriptors)} descriptors")
-    return _read(control, length), descriptors[0]
-
-
-def _read(control: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        piece = control.recv(length - len(data))
-        if not piece:
-            raise SystemExit(0)
-        data += piece
-    return bytes(data)
+    limits = control.recv(LIMITS.size, socket.MSG_WAITALL)
+    if len(limits) != LIMITS.size or len(descriptors) != 2:
+        raise SystemExit(f"an item with {len(limits)} bytes of limits and {len(descriptors)} descriptors")
+    return limits, descriptors[0], descriptors[1]
 
 
 if __name__ == "__main__":
