@@ -13,6 +13,7 @@ from rlvr_verifier.environments.base import EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.math_problems import MathEnvironment, judge
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
+from rlvr_verifier.exploits import Sample, read_math
 from rlvr_verifier.seal import Seal, UnknownKeyError
 
 SUMS = ArithmeticEnvironment(EnvironmentSpec(name="sums", arithmetic=Arithmetic()))
@@ -58,6 +59,12 @@ def test_exact_takes_nothing_but_the_integer() -> None:
     payload = {"answer": "-7", "extraction": "exact"}
     assert SUMS.score(payload, " -7\n", False).status is VerdictStatus.PASS
     assert SUMS.score(payload, "it is -7", False).status is VerdictStatus.INVALID
+
+
+@pytest.mark.parametrize("sample", list(read_math()), ids=lambda sample: sample.name[:40])
+def test_no_wrong_answer_of_the_corpus_is_paid_and_every_right_one_is(sample: Sample) -> None:
+    score = judge(r"Compute \int_0^1 x^2 dx.", sample.gold, sample.completion)
+    assert (score.status is VerdictStatus.PASS) is sample.is_right, score.reason
 
 
 @pytest.mark.parametrize(

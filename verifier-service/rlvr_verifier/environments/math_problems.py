@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
+from rlvr_verifier.environments.answers import after_thinking
 from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, SampledTask, Score, failed, invalid, passed
 from rlvr_verifier.environments.datasets import DatasetReader, parse_rows
 
@@ -27,9 +28,17 @@ _RELATION = re.compile(
     r"[=<>≠≤≥≈∼]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|equiv|cong|neg|lnot|not|in|notin|subset|propto|to|implies|iff)(?![A-Za-z])"
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname)(?![A-Za-z])|[A-Za-z]{4,}(?<!sqrt)(?<!frac)")
-_UNDONE = re.compile(
-    r"\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|lcm|mod|pmod|bmod|cdot|times|div|log|ln|exp|sin|cos|tan|frac\{d)(?![A-Za-z])|!|\bd/d|\*|\d\s*[+]\s*\d|%|\\%"
+_LITERAL = re.compile(r"(?:[\d.,/(){}^ +-]|\\[dt]?frac|\\(?:times|cdot)(?= *10 *\^))*", re.ASCII)
+"""What a number may be written with, beside a number: no operation but a fraction, a power, and the power of ten of scientific notation."""
+_SUM = re.compile(r"[\d)}] *[+-] *[\d(\\]", re.ASCII)
+_OPERATION = re.compile(
+    r"\\(?:i*int|oint|sum|prod|lim|[dt]?binom|det|gcd|lcm|[pb]?mod|partial|nabla|max|min|sup|inf)(?![A-Za-z])|!"
+    r"|\\[dt]?frac *\{? *d(?![A-Za-z])|\bd */ *d"
 )
+"""Refused beside every answer that does not have the same one: the question echoed, for the grader to work out."""
+_FUNCTION = re.compile(r"\\(?:log|lg|ln|exp|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|lfloor|lceil|lvert|Re|Im)(?![A-Za-z])|\|")
+"""Refused beside a constant that does not have the same one."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _COMMAND_WORD = re.compile(r"\\[A-Za-z]+")
 
 
@@ -46,7 +55,7 @@ class MathEnvironment:
         self.name = spec.name
         self._spec = spec.math
         data = reader.read(spec.math.dataset)
-        self.version = f"1+math-verify-0.9.0+{hashlib.sha256(data).hexdigest()[:12]}"
+        self.version = f"2+math-verify-0.9.0+{hashlib.sha256(data).hexdigest()[:12]}"
         self._train, self._held_out = _split(data, spec.math.dataset, spec.math.held_out)
 
     def held_out_tasks(self, level: int) -> int:
@@ -80,20 +89,25 @@ def judge(problem: str, gold: str, completion: str) -> Score:
     expected, found = parse_number(gold), parse_number(answer)
     if expected is not None and found is not None:
         return passed("the number is right") if expected == found else failed("the number is wrong")
-    fault = _gate(problem, answer, gold_is_number=expected is not None)
-    if fault:
-        return invalid(fault)
     if answer.replace(" ", "") == gold.replace(" ", ""):
         return passed("the answer is the expected one")
+    fault = _gate(problem, gold, answer, gold_is_number=expected is not None)
+    if fault:
+        return invalid(fault)
     return passed("the answer is equivalent") if _equivalent(gold, answer) else failed("the answer is not equivalent")
 
 
 def extract_answer(completion: str) -> str | Score:
     r"""The one final answer in `\boxed{}`, normalised; a `Score` says why there is none."""
-    tail = completion[-TAIL_CHARACTERS:].rpartition("</think>")[2]
+    tail = after_thinking(completion)
+    if isinstance(tail, Score):
+        return tail
+    tail = tail[-TAIL_CHARACTERS:]
     boxes = _boxes(tail)
     if not boxes:
         return invalid(r"no \boxed{} answer at the end of the completion")
+    if any(_CONTROL.search(box) for box in boxes):
+        return invalid("the boxed answer has control characters")
     answers = {normalize(box) for box in boxes}
     if len(answers) > 1:
         return invalid(f"{len(answers)} different boxed answers")
@@ -130,7 +144,7 @@ def parse_number(text: str) -> Fraction | None:
     return -value if number[1] == "-" else value
 
 
-def _gate(problem: str, answer: str, *, gold_is_number: bool) -> str:
+def _gate(problem: str, gold: str, answer: str, *, gold_is_number: bool) -> str:
     """Why an answer may not be compared; empty when it may."""
     if not answer.isascii():
         return "the answer has characters beyond ASCII"
@@ -139,11 +153,21 @@ def _gate(problem: str, answer: str, *, gold_is_number: bool) -> str:
     words = _COMMAND_WORD.sub(" ", answer)
     if _TEXT.search(words) or re.search(r"\\(?:text|mathrm|mbox|textbf|operatorname)(?![A-Za-z])", answer):
         return "the answer has words in it"
-    if gold_is_number and _UNDONE.search(answer):
+    if gold_is_number and (_LITERAL.fullmatch(answer) is None or _SUM.search(answer)):
+        return "the answer is not a number that is worked out"
+    if _is_undone(gold, answer):
         return "the answer is left to be worked out"
     if len(answer) > 3 and answer.replace(" ", "") in normalize(problem).replace(" ", "") and not parse_number(answer):
         return "the answer repeats the question"
     return ""
+
+
+def _is_undone(gold: str, answer: str) -> bool:
+    """Whether an answer has operations that its gold answer does without."""
+    if set(_OPERATION.findall(answer)) - set(_OPERATION.findall(gold)):
+        return True
+    gold_is_constant = re.search("[A-Za-z]", _COMMAND_WORD.sub("", gold)) is None
+    return gold_is_constant and bool(set(_FUNCTION.findall(answer)) - set(_FUNCTION.findall(gold)))
 
 
 def _equivalent(gold: str, answer: str) -> bool:
