@@ -51,6 +51,41 @@ class Math(ApiModel):
     """Share of the problems kept for evaluation, chosen by a hash of the normalised problem text."""
 
 
+class PythonFunctions(ApiModel):
+    """Functions that the model writes, called on hidden inputs in a sandbox of level L1 that never holds the expected values."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected"}`. `visible` and `hidden` are lists of argument
+    lists, the visible ones also shown in the prompt. `reference` is Python source of a right solution; `expected` its values, of the
+    visible and then the hidden inputs. One of the two is enough; both must agree."""
+    instruction: Annotated[str, Field(max_length=2000)] = "Answer with one Python code block."
+    """Added to each prompt on a line of its own."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+    time_limit_seconds: Annotated[float, Field(gt=0.0, le=300.0)] = 5.0
+    """Wall time of a solution on all its inputs together; beyond it the verdict is `timeout`."""
+    memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
+    """Address space of a solution; Python itself takes about 40."""
+    float_tolerance: Annotated[float, Field(ge=0.0, le=0.1)] = 1e-9
+    """Relative difference up to which floats are equal; there is no absolute one, so small numbers are not all zero. Types are compared
+    exactly: 1, 1.0 and true differ, and so do lists and tuples."""
+
+
+class Stdio(ApiModel):
+    """Python programs that the model writes, which read standard input and write standard output, in a sandbox of level L1."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "tests"}`, each test `{"input", "output"}`. Outputs are compared line by line without trailing space."""
+    instruction: Annotated[str, Field(max_length=2000)] = "Answer with one Python program in a code block."
+    """Added to each prompt on a line of its own."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+    time_limit_seconds: Annotated[float, Field(gt=0.0, le=300.0)] = 10.0
+    """Wall time of a program on all its tests together; beyond it the verdict is `timeout`."""
+    memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
+    """Address space of a program; Python itself takes about 40."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -70,7 +105,9 @@ class Levels(ApiModel):
         return self
 
 
-ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math")
+ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio")
+DATASET_KINDS = ("math", "python_functions", "stdio")
+"""Kinds whose problems are listed: they have level 0 alone."""
 
 
 class EnvironmentSpec(ApiModel):
@@ -88,11 +125,15 @@ class EnvironmentSpec(ApiModel):
     """A procedural puzzle."""
     math: Math | None = None
     """A dataset of mathematical problems."""
+    python_functions: PythonFunctions | None = None
+    """A dataset of functions to write."""
+    stdio: Stdio | None = None
+    """A dataset of programs to write."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "math" and self.levels.maximum != 0:
-            raise ValueError("a math dataset has one level: remove levels, or list one environment for each difficulty")
+        if self.kind in DATASET_KINDS and self.levels.maximum != 0:
+            raise ValueError("a dataset has one level: remove levels, or list one environment for each difficulty")
         return self
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
-from rlvr_api.environments import ENVIRONMENT_KINDS
+from rlvr_api.environments import DATASET_KINDS, ENVIRONMENT_KINDS
 from rlvr_api.names import MAX_JOB_NAME
 from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
 
@@ -55,8 +55,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "EnvironmentSpec": (
         one_of(ENVIRONMENT_KINDS),
         Rule(
-            "!has(self.math) || self.levels.maximum == 0",
-            "a math dataset has one level: remove levels, or list one environment for each difficulty",
+            f"self.levels.maximum == 0 || !({' || '.join(f'has(self.{to_camel(kind)})' for kind in DATASET_KINDS)})",
+            "a dataset has one level: remove levels, or list one environment for each difficulty",
         ),
     ),
     "Levels": (Rule("self.maximum >= self.start", "maximum is below start; write the same number for one level only"),),

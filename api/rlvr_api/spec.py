@@ -167,7 +167,7 @@ class Verifiers(ApiModel):
     max_replicas: Annotated[int, Field(ge=1, le=256)] | None = None
     """Most pods: the operator adds some while completions wait for a verdict. Unset: as many as `replicas`."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
-    """Killable worker processes that run slow scorers, in each replica."""
+    """Killable worker processes that run slow scorers, and slots that run code, in each replica: one a core."""
     item_timeout_seconds: PositiveSeconds = 2.0
     """Longest time one scorer may take before its process is killed and the item counts as the candidate's time-out."""
     pod: Pod = Pod()

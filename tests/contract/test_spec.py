@@ -42,7 +42,7 @@ REFUSED = {
     "a dataset with levels": (
         "spec.environments.0",
         {"name": "m", "math": {"dataset": "file:///d"}, "levels": {"maximum": 2}},
-        "a math dataset has one level",
+        "a dataset has one level",
     ),
     "an instruction without the problem": ("spec.environments.0.arithmetic", {"instruction": "Say a number."}, "{problem}"),
     "an operation twice": ("spec.environments.0.arithmetic", {"operations": ["+", "+"]}, "twice"),

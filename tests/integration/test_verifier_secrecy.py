@@ -20,7 +20,7 @@ from verifier_jobs import verifier_job, write_problems
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments import ENVIRONMENTS, open_environments
-from rlvr_verifier.environments.base import Environment, SampledTask, Score
+from rlvr_verifier.environments.base import Environment, Place, SampledTask, Score
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.seal import Seal
@@ -30,7 +30,7 @@ from rlvr_verifier.service import VerifierService
 class LeakyEnvironment:
     """Quotes the gold answer in the exceptions it raises."""
 
-    kind, version, deterministic, slow, levels = "leaky", "1", True, False, (0, 0)
+    kind, version, deterministic, place, levels = "leaky", "1", True, Place.SERVICE, (0, 0)
     name = "leaky"
 
     def __init__(self, real: Environment) -> None:
@@ -76,7 +76,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     service = VerifierService(job.spec.model_copy(), environments, Seal(b"k" * 32), pool, instruments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "get_tracer", provider.get_tracer)
-        app = build_app(service, pool, instruments, Drain())
+        app = build_app(service, instruments, Drain())
     with TestClient(app, raise_server_exceptions=False) as client:
         keys, golds = {}, {}
         for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0}.items():

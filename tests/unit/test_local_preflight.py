@@ -50,6 +50,13 @@ def test_relative_paths_are_taken_from_the_job_s_folder(place):
     assert preflight.resolve_paths(job, Path("/elsewhere")) == job
 
 
+@pytest.mark.parametrize("kind", ["math", "pythonFunctions", "stdio"])
+def test_datasets_of_every_kind_are_looked_for(place, kind):
+    environments = [{"name": "data", kind: {"dataset": "file://gone.jsonl"}}]
+    (problem,) = problems(place, environments=environments)
+    assert problem.startswith(f"spec.environments[0].{kind}.dataset: there is no file {place}/gone.jsonl; it is JSONL of ")
+
+
 def test_all_problems_come_at_once(place):
     shutil.rmtree(place / "models")
     (place / "data.jsonl").unlink()

@@ -13,10 +13,12 @@ from rlvr_api.spec import RLVRJob
 from rlvr_verifier import telemetry
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import FINISH_SECONDS, Drain, DrainingServer
-from rlvr_verifier.environments import open_environments
+from rlvr_verifier.environments import needs_sandbox, open_environments, open_sandboxed
 from rlvr_verifier.environments.base import EnvironmentSetupError
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
+from rlvr_verifier.sandbox.pool import Sandbox, SandboxError
+from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
 
@@ -30,15 +32,21 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         job = RLVRJob.model_validate_json(Path(os.environ[Variable.JOB_FILE]).read_bytes())
+        sandbox = Sandbox(job.spec.verifiers.workers) if needs_sandbox(job) else None
         environments = open_environments(job, os.environ)
+        if sandbox is not None:
+            environments |= open_sandboxed(job, os.environ, sandbox)
         seal = Seal.from_file(os.environ.get(Variable.SEAL_KEY_FILE))
     except KeyError as error:
         return _refuse(f"the environment variable {error.args[0]} is not set; start the service with `rlvr run` or the operator")
+    except SandboxError as error:
+        return _refuse(str(error))
     except (OSError, ValueError) as error:
         return _refuse(str(error) if isinstance(error, EnvironmentSetupError) else f"{type(error).__name__}: {error}")
     telemetry.start(job.spec.observability.tracing, job.metadata.name)
     pool, instruments, drain = WorkerPool(job.model_dump_json(), job.spec), Instruments(), Drain()
-    app = build_app(VerifierService(job.spec, environments, seal, pool, instruments), pool, instruments, drain)
+    sandboxed = None if sandbox is None else SandboxedScorers(sandbox, job.spec.verifiers.workers)
+    app = build_app(VerifierService(job.spec, environments, seal, pool, instruments, sandboxed), instruments, drain)
     config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=FINISH_SECONDS)
     DrainingServer(config, drain).run()
     return ExitCode.DONE

@@ -5,6 +5,7 @@ the exception's type and the line that raised it.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,7 +22,7 @@ from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments
-from rlvr_verifier.pool import PoolBusyError, WorkerPool
+from rlvr_verifier.pool import PoolBusyError
 from rlvr_verifier.seal import UnknownKeyError
 from rlvr_verifier.service import IdReusedError, UnknownEnvironmentError, VerifierService
 
@@ -30,13 +31,13 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 << 20
 
 
-def build_app(service: VerifierService, pool: WorkerPool, instruments: Instruments, drain: Drain) -> FastAPI:
+def build_app(service: VerifierService, instruments: Instruments, drain: Drain) -> FastAPI:
     """The HTTP interface."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.close()
+        service.close()
 
     app = FastAPI(title="RLVR verifier service", lifespan=lifespan)
     _add_errors(app)
@@ -53,7 +54,9 @@ def build_app(service: VerifierService, pool: WorkerPool, instruments: Instrumen
 
     @app.get("/readyz")
     def ready() -> Response:
-        return _error(503, "the service is shutting down; ask another replica") if drain.begun else Response("{}")
+        if drain.begun:
+            return _error(503, "the service is shutting down; ask another replica")
+        return Response(json.dumps({"sandboxLevel": service.sandbox_level}), media_type="application/json")
 
     @app.get("/metrics")
     def metrics() -> Response:

@@ -52,6 +52,10 @@ class Instruments:
             registry=self.registry,
             buckets=WAIT_BUCKETS,
         )
+        self.sandbox_level = Gauge("rlvr_verifier_sandbox_level", "Level of the sandbox as measured at the start", registry=self.registry)
+        self.sandbox_blocked = Gauge(
+            "rlvr_verifier_sandbox_blocked", "1 when the attack failed inside a slot", ["attack"], registry=self.registry
+        )
         self.queued = Gauge("rlvr_verifier_queued_items", "Items that wait for a scorer", registry=self.registry)
         self.in_flight = Gauge("rlvr_verifier_in_flight_items", "Items that a scorer works on", registry=self.registry)
 

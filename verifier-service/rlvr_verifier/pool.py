@@ -150,10 +150,12 @@ def _serve(pipe: Connection, job_json: str) -> None:
     """The worker: environments of its own, one item after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from rlvr_api.spec import RLVRJob
-    from rlvr_verifier.environments import open_environments
+    from rlvr_verifier.environments import math_problems, open_environments
     from rlvr_verifier.faults import fault
 
     environments = open_environments(RLVRJob.model_validate_json(job_json), os.environ)
+    if any(environment.kind == math_problems.MathEnvironment.kind for environment in environments.values()):
+        math_problems.warm_up()
     pipe.send_bytes(b"ready")
     while True:
         try:

@@ -1,7 +1,7 @@
 """Samples tasks and judges completions: the part of the service that knows no HTTP.
 
     sample: environment -> task -> payload sealed into the key
-    score:  id seen? -> open the key -> size gate -> environment (slow ones in the worker pool) -> verdict -> remembered by id
+    score:  id seen? -> open the key -> size gate -> environment (here, in a worker, or in a slot) -> verdict -> remembered by id
 
 An exception of a scorer is an `infra_error`, logged; it is never a zero, and never remembered. Its own words go nowhere: they may quote
 the answer.
@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.wire import (
@@ -24,10 +25,11 @@ from rlvr_api.wire import (
     Verdict,
     VerdictStatus,
 )
-from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Score, invalid
+from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Place, Score, invalid
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments, QueueTicket
 from rlvr_verifier.pool import PoolBusyError, ScorerFailedError, ScorerTimeoutError, WorkerLostError, WorkerPool
+from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -48,14 +50,34 @@ class VerifierService:
     """Environments, seal, workers and the memory of verdicts."""
 
     def __init__(
-        self, spec: RLVRJobSpec, environments: Mapping[str, Environment], seal: Seal, pool: WorkerPool, instruments: Instruments
+        self,
+        spec: RLVRJobSpec,
+        environments: Mapping[str, Environment],
+        seal: Seal,
+        pool: WorkerPool,
+        instruments: Instruments,
+        sandboxed: SandboxedScorers | None = None,
     ) -> None:
         self._spec = spec
         self._environments = environments
         self._seal = seal
         self._pool = pool
         self._instruments = instruments
+        self._sandboxed = sandboxed
+        if sandboxed is not None:
+            sandboxed.publish(instruments)
         self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
+
+    @property
+    def sandbox_level(self) -> str | None:
+        """As measured at the start; None where no environment runs what the model wrote."""
+        return None if self._sandboxed is None else self._sandboxed.level
+
+    def close(self) -> None:
+        """End all scorers; what they work on is lost."""
+        self._pool.close()
+        if self._sandboxed is not None:
+            self._sandboxed.close()
 
     def describe(self) -> tuple[EnvironmentInfo, ...]:
         """All environments, with the held-out tasks of the job's levels."""
@@ -145,12 +167,15 @@ class VerifierService:
     async def _score(self, environment: Environment, item: ScoreItem, ticket: QueueTicket) -> Score:
         payload = self._seal.open(item.task_key, item.environment, environment.version)
         too_long = len(item.completion.encode(errors="replace")) > MAX_COMPLETION_BYTES
-        if environment.slow and not too_long:
+        if too_long or environment.place is Place.SERVICE:
+            ticket.begin()
+            if too_long:
+                return invalid(f"the completion has more than {MAX_COMPLETION_BYTES} bytes")
+            return environment.score(payload, item.completion, item.truncated)
+        if environment.place is Place.WORKER:
             return await self._pool.run(item.environment, payload, item.completion, item.truncated, ticket.begin)
-        ticket.begin()
-        if too_long:
-            return invalid(f"the completion has more than {MAX_COMPLETION_BYTES} bytes")
-        return environment.score(payload, item.completion, item.truncated)
+        assert self._sandboxed is not None
+        return await self._sandboxed.run(partial(environment.score, payload, item.completion, item.truncated), ticket.begin)
 
     def _verdict(
         self, item: ScoreItem, environment: Environment, status: VerdictStatus, score: float | None, reason: str, ticket: QueueTicket

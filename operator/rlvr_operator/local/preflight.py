@@ -16,7 +16,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from rlvr_api.inputs import input_files
+from rlvr_api.inputs import input_files, map_inputs
 from rlvr_api.loading import Problem
 from rlvr_api.pods import Pod
 from rlvr_api.spec import RLVRJob, Scheduling, Ttl
@@ -34,25 +34,8 @@ ADVICE = {
 def resolve_paths(job: RLVRJob, base_dir: Path) -> RLVRJob:
     """The job with absolute `file://` URIs; relative ones are taken from `base_dir`, the folder of the job's file."""
     model = job.spec.model.model_copy(update={"uri": _absolute(job.spec.model.uri, base_dir)})
-    environments = tuple(
-        environment
-        if environment.math is None
-        else environment.model_copy(
-            update={"math": environment.math.model_copy(update={"dataset": _absolute(environment.math.dataset, base_dir)})}
-        )
-        for environment in job.spec.environments
-    )
-    stages = tuple(
-        stage
-        if stage.sft is None
-        else stage.model_copy(update={"sft": stage.sft.model_copy(update={"traces": _absolute(stage.sft.traces, base_dir)})})
-        for stage in job.spec.stages
-    )
-    contamination = job.spec.provenance.contamination
-    against = tuple(_absolute(uri, base_dir) for uri in contamination.against)
-    provenance = job.spec.provenance.model_copy(update={"contamination": contamination.model_copy(update={"against": against})})
-    changed = {"model": model, "environments": environments, "stages": stages, "provenance": provenance}
-    return job.model_copy(update={"spec": job.spec.model_copy(update=changed)})
+    spec = map_inputs(job.spec, lambda uri: _absolute(uri, base_dir))
+    return job.model_copy(update={"spec": spec.model_copy(update={"model": model})})
 
 
 def find_problems(job: RLVRJob, runs_dir: Path) -> tuple[Problem, ...]:

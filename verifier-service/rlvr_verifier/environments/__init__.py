@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import RLVRJob
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
-from rlvr_verifier.environments.base import Environment
+from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.math_problems import MathEnvironment
+from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
+from rlvr_verifier.environments.stdio import StdioEnvironment
+from rlvr_verifier.sandbox.pool import Sandbox
 
 Factory = Callable[[EnvironmentSpec, DatasetReader], Environment]
 
@@ -17,13 +20,44 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "reasoning_gym": lambda spec, _: ReasoningGymEnvironment(spec),
     "math": MathEnvironment,
 }
+SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
+    "python_functions": PythonFunctionsEnvironment,
+    "stdio": StdioEnvironment,
+}
+"""Those that run what the model wrote."""
 
 
 def open_environments(job: RLVRJob, environ: Mapping[str, str]) -> dict[str, Environment]:
-    """The environments of a job, by name.
+    """The environments of a job that need no sandbox, by name.
 
     Raises:
         EnvironmentSetupError: one cannot be used as the job describes it.
     """
     reader = DatasetReader(job.spec.storage, environ)
-    return {spec.name: ENVIRONMENTS[spec.kind](spec, reader) for spec in job.spec.environments}
+    return {spec.name: ENVIRONMENTS[spec.kind](spec, reader) for spec in job.spec.environments if spec.kind in ENVIRONMENTS}
+
+
+def needs_sandbox(job: RLVRJob) -> bool:
+    """Whether an environment of the job runs what the model wrote."""
+    return any(spec.kind in SANDBOXED for spec in job.spec.environments)
+
+
+def open_sandboxed(job: RLVRJob, environ: Mapping[str, str], sandbox: Sandbox) -> dict[str, Environment]:
+    """The environments of a job that run what the model wrote, by name.
+
+    Raises:
+        EnvironmentSetupError: one cannot be used as the job describes it, or the sandbox keeps out too little.
+    """
+    reader = DatasetReader(job.spec.storage, environ)
+    opened: dict[str, Environment] = {}
+    for spec in job.spec.environments:
+        if spec.kind not in SANDBOXED:
+            continue
+        kind = SANDBOXED[spec.kind]
+        if sandbox.level.rank < kind.needs.rank:
+            raise EnvironmentSetupError(
+                f"environment {spec.name} runs what the model wrote and needs sandbox level {kind.needs}, but here attacks succeed: "
+                f"{', '.join(sorted(sandbox.report.open))}; use Linux 6.12 or newer on x86-64, with Landlock among its security modules"
+            )
+        opened[spec.name] = kind(spec, reader, sandbox)
+    return opened

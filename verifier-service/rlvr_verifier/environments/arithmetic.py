@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
-from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, SampledTask, Score, failed, invalid, passed
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, Place, SampledTask, Score, failed, invalid, passed
 
 HELD_OUT_SHARE = 0.25
 MAX_HELD_OUT = 1_000
@@ -38,7 +38,7 @@ class ArithmeticEnvironment:
     kind = "arithmetic"
     version = "2"
     deterministic = True
-    slow = False
+    place = Place.SERVICE
     levels = (0, 30)
 
     def __init__(self, spec: EnvironmentSpec) -> None:

@@ -2,11 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from pydantic import JsonValue
 
 from rlvr_api.wire import Message, Split, VerdictStatus
+
+
+class Place(StrEnum):
+    """Where completions are scored."""
+
+    SERVICE = "service"
+    """In the service's event loop: in microseconds, and nothing of the completion is run."""
+    WORKER = "worker"
+    """In killable worker processes, since a library may take any time."""
+    SANDBOX = "sandbox"
+    """In threads that wait for the sandbox, which bounds what it runs."""
 
 
 class EnvironmentSetupError(ValueError):
@@ -45,8 +57,8 @@ class Environment(Protocol):
     kind: str
     version: str
     deterministic: bool
-    slow: bool
-    """Scored in killable worker processes."""
+    place: Place
+    """Where `score` is called."""
     levels: tuple[int, int]
 
     def held_out_tasks(self, level: int) -> int:

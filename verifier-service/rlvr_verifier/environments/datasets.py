@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from rlvr_api.process import Variable
 from rlvr_api.spec import Storage
@@ -12,6 +13,7 @@ from rlvr_verifier.environments.base import EnvironmentSetupError
 
 MAX_DATASET_BYTES = 2 << 30
 MAX_REPORTED_LINES = 20
+Row = TypeVar("Row", bound=BaseModel)
 
 
 class DatasetReader:
@@ -53,6 +55,27 @@ class DatasetReader:
             raise EnvironmentSetupError(f"dataset {uri} cannot be read from {self._endpoint or 'AWS'}: {error}") from None
 
 
+def parse_models(data: bytes, uri: str, model: type[Row]) -> Iterator[tuple[int, Row]]:
+    """Line number and row of every line that is not empty.
+
+    Raises:
+        EnvironmentSetupError: lists the first lines that are no such rows.
+    """
+    rows: list[tuple[int, Row]] = []
+    faults: list[str] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, model.model_validate_json(line)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the line"
+            faults.append(f"line {number}: {place}: {first['msg']}")
+    _refuse_faults(faults, uri, bool(rows))
+    return iter(rows)
+
+
 def parse_rows(data: bytes, uri: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row of every line that is not empty.
 
@@ -74,11 +97,13 @@ def parse_rows(data: bytes, uri: str, columns: tuple[str, ...]) -> Iterator[tupl
             faults.append(f"line {number} has no text {', '.join(missing)}")
         elif isinstance(value, dict):
             rows.append((number, {name: str(value[name]) for name in columns}))
-    if faults:
-        shown = "; ".join(faults[:MAX_REPORTED_LINES])
-        raise EnvironmentSetupError(
-            f"dataset {uri}: {shown}" + (f"; and {len(faults) - MAX_REPORTED_LINES} more" if len(faults) > MAX_REPORTED_LINES else "")
-        )
-    if not rows:
-        raise EnvironmentSetupError(f"dataset {uri} has no rows")
+    _refuse_faults(faults, uri, bool(rows))
     return iter(rows)
+
+
+def _refuse_faults(faults: list[str], uri: str, has_rows: bool) -> None:
+    if faults:
+        more = f"; and {len(faults) - MAX_REPORTED_LINES} more" if len(faults) > MAX_REPORTED_LINES else ""
+        raise EnvironmentSetupError(f"dataset {uri}: {'; '.join(faults[:MAX_REPORTED_LINES])}{more}")
+    if not has_rows:
+        raise EnvironmentSetupError(f"dataset {uri} has no rows")

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
 from rlvr_verifier.environments.answers import after_thinking
-from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, SampledTask, Score, failed, invalid, passed
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, Place, SampledTask, Score, failed, invalid, passed
 from rlvr_verifier.environments.datasets import DatasetReader, parse_rows
 
 MAX_ANSWER_CHARACTERS = 512
@@ -47,7 +47,7 @@ class MathEnvironment:
 
     kind = "math"
     deterministic = True
-    slow = True
+    place = Place.WORKER
     levels = (0, 0)
 
     def __init__(self, spec: EnvironmentSpec, reader: DatasetReader) -> None:
@@ -78,6 +78,11 @@ class MathEnvironment:
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Gate, then compare."""
         return judge(str(payload["problem"]), str(payload["answer"]), completion)
+
+
+def warm_up() -> None:
+    """Import and run math-verify once, which takes seconds on a busy machine: no candidate's time-out."""
+    judge("", "x+1", r"\boxed{1+x}")
 
 
 def judge(problem: str, gold: str, completion: str) -> Score:

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
-from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, SampledTask, Score, failed, invalid, passed
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, Place, SampledTask, Score, failed, invalid, passed
 
 SAFE_TASKS = frozenset({
     "basic_arithmetic", "chain_sum", "decimal_chain_sum", "base_conversion", "caesar_cipher", "calendar_arithmetic", "count_bits",
@@ -36,7 +36,7 @@ class ReasoningGymEnvironment:
     kind = "reasoning_gym"
     version = "2+reasoning-gym-0.1.25"
     deterministic = True
-    slow = True
+    place = Place.WORKER
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         assert spec.reasoning_gym is not None

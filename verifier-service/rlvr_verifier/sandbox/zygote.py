@@ -4,9 +4,9 @@
     item:   take two descriptors -> fork -> child: read its file, limits, own scope, seccomp -> decode, run, write lines to its pipe -> exit
             meanwhile wait for the child's end, or for the order to kill it -> say how it ended
 
-The other end measures time, reads the pipe to its end and decides; this side has no answers to give away. An item's code and inputs are read
-in the fork alone: what the zygote had read, a later item would find in its own memory. One byte `k` kills the item, the end of the control
-socket ends the zygote.
+The other end measures time, reads the pipe to its end and decides; this side has no answers to give away. An item's code and inputs are
+read in the fork alone: what the zygote had read, a later item would find in its own memory. One byte `k` kills the item, the end of the
+control socket ends the zygote.
 """
 
 import ctypes

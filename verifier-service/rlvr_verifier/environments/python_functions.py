@@ -1,0 +1,174 @@
+"""Functions that the model writes, called on hidden inputs; the process that runs them never holds an expected value.
+
+    load:   rows -> references run in the sandbox -> expected values kept here
+    score:  code block -> inputs shuffled -> one run in a slot -> one canonical value for each input -> compared here, type by type
+
+The verdict is pass or nothing: a part of the inputs is not paid, since a constant gets a part of them right. Not covered: hidden inputs
+that do not tell a wrong solution from a right one.
+"""
+
+import hashlib
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.model import ApiModel
+from rlvr_api.wire import Message, Split, VerdictStatus
+from rlvr_verifier.environments.base import Place, SampledTask, Score, failed, passed
+from rlvr_verifier.environments.code import CodeDataset, extract_code, split_rows
+from rlvr_verifier.environments.datasets import DatasetReader, parse_models
+from rlvr_verifier.sandbox.canonical import NotCanonicalError, Value, decode, encode, equal
+from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
+from rlvr_verifier.sandbox.probe import Level
+from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
+from rlvr_verifier.sandbox.slot import Ending, Item, Run
+
+MAX_INPUTS = 1_000
+Arguments = Annotated[list[JsonValue], Field(max_length=64)]
+
+
+class FunctionRow(ApiModel):
+    """One line of a dataset."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=100_000)]
+    entry_point: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+    visible: Annotated[list[Arguments], Field(max_length=MAX_INPUTS, default_factory=list)]
+    hidden: Annotated[list[Arguments], Field(min_length=1, max_length=MAX_INPUTS)]
+    reference: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    expected: list[JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reference is None and self.expected is None:
+            raise ValueError("neither reference nor expected is given")
+        count = len(self.visible) + len(self.hidden)
+        if self.expected is not None and len(self.expected) != count:
+            raise ValueError(f"expected has {len(self.expected)} values for {count} inputs")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionProblem:
+    """A row that can be judged."""
+
+    prompt: str
+    entry_point: str
+    inputs: tuple[str, ...]
+    """Canonical argument tuples."""
+    expected: tuple[Value, ...]
+
+
+class PythonFunctionsEnvironment:
+    """A dataset of functions to write."""
+
+    kind = "python_functions"
+    deterministic = True
+    place = Place.SANDBOX
+    levels = (0, 0)
+    needs = Level.L1
+
+    def __init__(self, spec: EnvironmentSpec, reader: DatasetReader, sandbox: Sandbox) -> None:
+        assert spec.python_functions is not None
+        self.name = spec.name
+        self._spec = spec.python_functions
+        self._sandbox = sandbox
+        data = reader.read(self._spec.dataset)
+        self.version = f"1+python-{sys.version_info.major}.{sys.version_info.minor}+{hashlib.sha256(data).hexdigest()[:12]}"
+        self._problems = self._load(data)
+
+    def held_out_tasks(self, level: int) -> int:
+        """Prompts kept for evaluation."""
+        return len(self._problems.held_out)
+
+    def sample(self, split: Split, seed: int, level: int) -> SampledTask:
+        """A prompt.
+
+        Raises:
+            NoSuchTaskError: there is no held-out prompt of that number.
+        """
+        key = self._problems.pick(self.name, split, seed)
+        prompt = self._problems.rows[key].prompt
+        text = f"{prompt}\n{self._spec.instruction}" if self._spec.instruction else prompt
+        return SampledTask(key, (Message(role="user", content=text),), {"row": key})
+
+    def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
+        """Run the code block on all inputs in an order that nobody knows beforehand, and compare."""
+        code = extract_code(completion)
+        if isinstance(code, Score):
+            return code
+        problem = self._problems.rows[str(payload["row"])]
+        order = list(range(len(problem.inputs)))
+        random.SystemRandom().shuffle(order)
+        try:
+            found = self._call(code, problem.entry_point, [problem.inputs[index] for index in order])
+        except ItemLostError as error:
+            return failed(str(error))
+        if isinstance(found, Score):
+            return found
+        expected = [problem.expected[index] for index in order]
+        wrong = sum(not equal(one, other, self._spec.float_tolerance) for one, other in zip(expected, found, strict=True))
+        return failed(f"wrong for {wrong} of {len(order)} inputs") if wrong else passed(f"right for all {len(order)} inputs")
+
+    def _call(self, source: str, entry_point: str, inputs: Sequence[str]) -> list[Value] | Score:
+        spec = self._spec
+        item = Item(source, entry_point, inputs, seconds=spec.time_limit_seconds, memory_bytes=spec.memory_megabytes << 20)
+        run = self._sandbox.run(item)
+        fault = fault_of(run, spec.time_limit_seconds)
+        if fault is not None:
+            return fault
+        try:
+            return [decode(text) for text in read_transcript(run.output, len(inputs))]
+        except SolutionError as error:
+            return failed(f"the code raised {error}")
+        except (TranscriptError, NotCanonicalError) as error:
+            return failed(f"the code wrote no proper result: {error}")
+
+    def _load(self, data: bytes) -> CodeDataset[FunctionProblem]:
+        faults: list[str] = []
+        numbered: list[tuple[int, FunctionProblem]] = []
+        for number, row in parse_models(data, self._spec.dataset, FunctionRow):
+            problem = self._prepare(row)
+            if isinstance(problem, str):
+                faults.append(f"line {number}: {problem}")
+            else:
+                numbered.append((number, problem))
+        return split_rows(self.kind, self._spec.dataset, self._spec.held_out, numbered, lambda problem: problem.prompt, faults)
+
+    def _prepare(self, row: FunctionRow) -> FunctionProblem | str:
+        """The problem of a row, or what is wrong with it."""
+        try:
+            inputs = tuple(encode(tuple(arguments)) for arguments in [*row.visible, *row.hidden])
+            given = None if row.expected is None else [decode(encode(value)) for value in row.expected]
+        except NotCanonicalError as error:
+            return f"a value cannot be sent: {error}"
+        found = given if row.reference is None else self._call(row.reference, row.entry_point, inputs)
+        if isinstance(found, Score):
+            return f"its reference fails: {found.reason}"
+        assert found is not None
+        agree = [equal(one, other, self._spec.float_tolerance) for one, other in zip(given or found, found, strict=True)]
+        if not all(agree):
+            which = agree.index(False)
+            return (
+                f"its reference and expected disagree on input {which}"
+                if given
+                else f"the value of input {which} has NaN, which equals nothing"
+            )
+        return FunctionProblem(row.prompt, row.entry_point, inputs, tuple(found))
+
+
+def fault_of(run: Run, seconds: float) -> Score | None:
+    """The verdict on a run that did not come to its end."""
+    match run.ending:
+        case Ending.TIMEOUT:
+            return Score(VerdictStatus.TIMEOUT, 0.0, f"the code ran for more than {seconds:g} s")
+        case Ending.OVERFLOW:
+            return failed("the code wrote too much")
+        case Ending.SIGNALLED:
+            return failed(f"the code was ended by signal {-run.code}")
+        case Ending.EXITED:
+            return None
