@@ -108,6 +108,8 @@ class Levels(ApiModel):
 ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio")
 DATASET_KINDS = ("math", "python_functions", "stdio")
 """Kinds whose problems are listed: they have level 0 alone."""
+SANDBOXED_KINDS = ("python_functions", "stdio")
+"""Kinds that run what the model wrote."""
 
 
 class EnvironmentSpec(ApiModel):

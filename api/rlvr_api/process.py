@@ -30,6 +30,8 @@ class Variable(StrEnum):
     """Rollout and learner: local folder of the model."""
     SEAL_KEY_FILE = "RLVR_SEAL_KEY_FILE"
     """Verifier: file with the 32-byte key that seals gold answers."""
+    SANDBOX_SOCKET = "RLVR_SANDBOX_SOCKET"
+    """Verifier: Unix socket of the container that runs what the model wrote. Unset, as in a local run: children of the service run it."""
     LAST_PROGRESS_FILE = "RLVR_LAST_PROGRESS_FILE"
     """Learner: file to which it writes its progress when it ends in order, since nobody can ask it any more. In a pod, the termination
     message."""

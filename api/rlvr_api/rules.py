@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
-from rlvr_api.environments import DATASET_KINDS, ENVIRONMENT_KINDS
+from rlvr_api.environments import DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
 from rlvr_api.names import MAX_JOB_NAME
 from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
 
@@ -32,6 +32,10 @@ def one_of(kinds: tuple[str, ...]) -> Rule:
     names = [to_camel(kind) for kind in kinds]
     present = ", ".join(f"has(self.{name})" for name in names)
     return Rule(f"[{present}].filter(x, x).size() == 1", f"exactly one of {', '.join(names)} must be set")
+
+
+def _any_of(place: str, kinds: tuple[str, ...]) -> str:
+    return " || ".join(f"has({place}.{to_camel(kind)})" for kind in kinds)
 
 
 def fixed(path: str) -> Rule:
@@ -55,7 +59,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "EnvironmentSpec": (
         one_of(ENVIRONMENT_KINDS),
         Rule(
-            f"self.levels.maximum == 0 || !({' || '.join(f'has(self.{to_camel(kind)})' for kind in DATASET_KINDS)})",
+            f"self.levels.maximum == 0 || !({_any_of('self', DATASET_KINDS)})",
             "a dataset has one level: remove levels, or list one environment for each difficulty",
         ),
     ),
@@ -152,6 +156,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "!self.stages.exists(s, has(s.promoteWhen) && has(s.promoteWhen.environment) "
             "&& !self.environments.exists(e, e.name == s.promoteWhen.environment))",
             "promoteWhen.environment names none of the job's environments",
+        ),
+        Rule(
+            f"!has(self.verifiers.sandboxResources) || self.environments.exists(e, {_any_of('e', SANDBOXED_KINDS)})",
+            "verifiers.sandboxResources means nothing without an environment that runs code: remove it",
         ),
         Rule(
             f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",

@@ -12,10 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
 from rlvr_api.off_policy import OffPolicy
-from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, SecretReference, refuse_reserved
+from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, Resources, SecretReference, refuse_reserved
 from rlvr_api.stages import Stage, TraceUri
 
 Dtype = Literal["float32", "bfloat16"]
@@ -172,6 +172,9 @@ class Verifiers(ApiModel):
     """Longest time one scorer may take before its process is killed and the item counts as the candidate's time-out."""
     pod: Pod = Pod()
     """Size and place of a verifier's pod."""
+    sandbox_resources: Resources | None = None
+    """What the container of that pod asks for that runs what the model wrote: processor time above all. Its memory, where no limit says
+    otherwise, is what its `workers` slots may use together, and is set aside as a whole."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -332,6 +335,8 @@ class RLVRJobSpec(ApiModel):
             raise ValueError(
                 f"sampling.maxTokens {self.sampling.max_tokens} leaves no room for a prompt in model.maxModelLen {self.model.max_model_len}"
             )
+        if self.verifiers.sandbox_resources is not None and not self.runs_code:
+            raise ValueError("verifiers.sandboxResources means nothing without an environment that runs code: remove it")
         for index, stage in enumerate(self.stages):
             self._check_correction(index, stage)
             self._check_promotion(index, stage)
@@ -344,6 +349,11 @@ class RLVRJobSpec(ApiModel):
                 f"stages[{index}].{to_camel(stage.kind)} learns from words that are not the model's own, and provenance.externalTraces is "
                 "Forbidden: take the stage out, or write rejectionSampling, which learns from what the model says itself"
             )
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether an environment runs what the model wrote."""
+        return any(environment.kind in SANDBOXED_KINDS for environment in self.environments)
 
     def _check_promotion(self, index: int, stage: Stage) -> None:
         names = [environment.name for environment in self.environments]

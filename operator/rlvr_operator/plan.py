@@ -67,6 +67,8 @@ class Places:
     """Scratch; each process has a folder of its name in it."""
     openmp_library: str | None = None
     """Intel's `libiomp5.so`, if there is one: CPU engines are up to three times as fast with it."""
+    sandbox_socket: str | None = None
+    """Unix socket of the container that runs code; None: children of the verifier do."""
     last_progress_file: str | None = None
     """Where the learner leaves its last progress; None: nowhere."""
 
@@ -76,6 +78,15 @@ class HttpReadiness:
     """A process is ready when `GET path` answers 200."""
 
     path: str
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A process that runs beside another one, in a container of its own: without its files, variables and credentials."""
+
+    name: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Workload:
     """GPUs that it needs to itself; 0 hides all."""
     needs_storage: bool = False
     """Whether it gets the S3 credentials."""
+    sidecar: Sidecar | None = None
+    """What it cannot do without, and must be kept away from."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,12 @@ def _verifier(job: RLVRJob, addresses: Addresses, places: Places) -> Workload:
         Variable.SEAL_KEY_FILE: places.seal_key_file,
         "OMP_NUM_THREADS": "1",
     }
-    return Workload(Role.VERIFIER, name, 0, command, _plain(env), port, HttpReadiness("/readyz"), needs_storage=True)
+    sidecar = None
+    if job.spec.runs_code and places.sandbox_socket is not None:
+        env[Variable.SANDBOX_SOCKET] = places.sandbox_socket
+        host = (places.python, "-m", "rlvr_verifier.sandbox.host", "--socket", places.sandbox_socket)
+        sidecar = Sidecar("sandbox", host, {"PYTHONUNBUFFERED": "1"})
+    return Workload(Role.VERIFIER, name, 0, command, _plain(env), port, HttpReadiness("/readyz"), needs_storage=True, sidecar=sidecar)
 
 
 def _learner(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -> Workload:

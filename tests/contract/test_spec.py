@@ -135,6 +135,11 @@ REFUSED = {
     "an unknown field": ("spec.rollouts", {"replica": 2}, "did you mean 'replicas'?"),
     "text for a number": ("spec.stages.0.rlvr.steps", "4", "a whole number"),
     "fewer verifiers at most than at least": ("spec.verifiers", {"replicas": 3, "maxReplicas": 2}, "maxReplicas 2 is below replicas 3"),
+    "a sandbox where no code is run": (
+        "spec.verifiers",
+        {"sandboxResources": {"limits": {"cpu": "2"}}},
+        "sandboxResources means nothing without an environment that runs code",
+    ),
     "a toleration of all with a value": (
         "spec.rollouts.pod",
         {"tolerations": [{"operator": "Exists", "key": "gpu", "value": "yes"}]},

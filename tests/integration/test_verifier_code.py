@@ -23,6 +23,7 @@ from rlvr_verifier.exploits import Sample, read_code
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.sandbox.pool import Sandbox
+from rlvr_verifier.sandbox.source import ChildSlots
 from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
@@ -221,7 +222,8 @@ def test_code_is_judged_over_http_and_the_level_is_published(tmp_path: Path) -> 
     service = VerifierService(job.spec, open_sandboxed(job, {}, sandbox), Seal(b"k" * 32), pool, instruments, scorers)
     right = {"code": fence("def f(xs): return sum(xs)"), "programs": fence("import sys\nprint(sum(map(int, sys.stdin)))")}
     with TestClient(build_app(service, instruments, Drain())) as client:
-        assert client.get("/readyz").json() == {"sandboxLevel": "L1"}
+        status = client.get("/status").json()["sandbox"]
+        assert (status["level"], status["open"], status["separate"]) == ("L1", [], False)
         for name, completion in right.items():
             task = client.post("/v1/sample", json={"items": [{"environment": name, "split": "train", "seed": 1}]}).json()["tasks"][0]
             items = [
@@ -237,7 +239,7 @@ def test_code_is_judged_over_http_and_the_level_is_published(tmp_path: Path) -> 
 
 
 def test_an_environment_is_refused_below_the_level_it_needs(tmp_path: Path) -> None:
-    sandbox = Sandbox(1, protected=False)
+    sandbox = Sandbox(1, ChildSlots(protected=False))
     try:
         uri = write_rows(tmp_path, SUM)
         with pytest.raises(EnvironmentSetupError, match=r"code runs what the model wrote and needs sandbox level L1, but .*: .*network"):

@@ -42,7 +42,14 @@ FULL = make_job(
     observability={"tracing": {"endpoint": "http://otel:4318"}},
     deadlines={"graceSeconds": 45.5},
 )  # fmt: skip
-JOBS = {"cpu": CPU, "full": FULL}
+CODE = make_job(
+    environments=[
+        {"name": "functions", "pythonFunctions": {"dataset": "s3://data/functions.jsonl", "memoryMegabytes": 1024}},
+        {"name": "programs", "stdio": {"dataset": "s3://data/programs.jsonl"}},
+    ],
+    verifiers={"workers": 4, "sandboxResources": {"requests": {"cpu": "2"}, "limits": {"cpu": "4"}}},
+)  # fmt: skip
+JOBS = {"cpu": CPU, "full": FULL, "code": CODE}
 WORKLOADS = ("StatefulSet", "Deployment", "Job")
 
 
@@ -140,7 +147,8 @@ def test_lists_whose_order_is_part_of_an_object_are_in_order(templates):
             drawn = [entry["name"] for entry in container["env"] if "valueFrom" in entry]
             assert [entry["name"] for entry in container["env"]] == [*sorted(plain), *sorted(drawn)]
             assert len(set(plain) | set(drawn)) == len(container["env"])
-            assert [mount["name"] for mount in container["volumeMounts"]][:4] == ["job", "shm", "tmp", "work"]
+            expected = ["sandbox"] if container["name"] == "sandbox" else ["job", "shm", "tmp", "work"]
+            assert [mount["name"] for mount in container["volumeMounts"]][:4] == expected
 
 
 def test_rendering_does_not_depend_on_the_order_in_which_a_person_wrote_maps():
@@ -159,8 +167,28 @@ def test_no_object_holds_a_secret_value(objects, templates):
             secrets = {entry["name"]: entry for entry in container["env"] if re.search(r"SECRET|ACCESS_KEY|TOKEN$", entry["name"])}
             for entry in secrets.values():
                 assert set(entry) == {"name", "valueFrom"}
-            needs_store = role != Role.ROLLOUT or container["name"] == "model"
+            needs_store = container["name"] == "model" if role == Role.ROLLOUT else container["name"] != "sandbox"
             assert bool(secrets) is needs_store
+
+
+def test_code_runs_in_a_container_that_shares_nothing_with_the_service_but_a_socket():
+    template = render.verifiers(CODE, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]
+    (sandbox,), (service,) = template["initContainers"], template["containers"]
+    assert sandbox["restartPolicy"] == "Always"
+    assert sandbox["securityContext"]["runAsUser"] not in (0, template["securityContext"]["runAsUser"])
+    assert [entry for entry in sandbox["env"] if "valueFrom" in entry or "RLVR" in entry["name"]] == []
+    shared = {mount["name"] for mount in sandbox["volumeMounts"]} & {mount["name"] for mount in service["volumeMounts"]}
+    assert shared == {"sandbox"}
+    socket = {entry["name"]: entry.get("value") for entry in service["env"]}[Variable.SANDBOX_SOCKET]
+    assert sandbox["command"][-2:] == ["--socket", socket]
+    assert [Path(mount["mountPath"]) for mount in sandbox["volumeMounts"]] == [Path(socket).parent]
+    assert sandbox["resources"] == {"requests": {"cpu": "2", "memory": "4448Mi"}, "limits": {"cpu": "4", "memory": "4448Mi"}}
+
+
+def test_a_memory_limit_of_the_job_s_own_goes_before_what_the_slots_may_use():
+    job = edited(CODE, "verifiers.sandboxResources", {"limits": {"memory": "1Gi"}})
+    (sandbox,) = render.verifiers(job, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]["initContainers"]
+    assert sandbox["resources"] == {"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}}
 
 
 def test_without_a_credentials_secret_pods_use_their_own_identity():
@@ -310,7 +338,7 @@ class NewerJob(RLVRJob):
     spec: NewerSpec
 
 
-@pytest.mark.parametrize("job", [CPU, FULL], ids=JOBS)
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
 def test_a_version_that_knows_more_fields_makes_no_running_pod_out_of_date(job):
     newer = NewerJob.model_validate(job.model_dump(mode="json", by_alias=True))
     assert newer.spec.rollouts.novelty == 3

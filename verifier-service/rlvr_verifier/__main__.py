@@ -13,11 +13,12 @@ from rlvr_api.spec import RLVRJob
 from rlvr_verifier import telemetry
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import FINISH_SECONDS, Drain, DrainingServer
-from rlvr_verifier.environments import needs_sandbox, open_environments, open_sandboxed
+from rlvr_verifier.environments import open_environments, open_sandboxed
 from rlvr_verifier.environments.base import EnvironmentSetupError
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.sandbox.pool import Sandbox, SandboxError
+from rlvr_verifier.sandbox.source import ChildSlots, HostedSlots
 from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
@@ -32,7 +33,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         job = RLVRJob.model_validate_json(Path(os.environ[Variable.JOB_FILE]).read_bytes())
-        sandbox = Sandbox(job.spec.verifiers.workers) if needs_sandbox(job) else None
+        sandbox = _start_sandbox(job, os.environ.get(Variable.SANDBOX_SOCKET)) if job.spec.runs_code else None
         environments = open_environments(job, os.environ)
         if sandbox is not None:
             environments |= open_sandboxed(job, os.environ, sandbox)
@@ -50,6 +51,10 @@ def main() -> int:
     config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=FINISH_SECONDS)
     DrainingServer(config, drain).run()
     return ExitCode.DONE
+
+
+def _start_sandbox(job: RLVRJob, path: str | None) -> Sandbox:
+    return Sandbox(job.spec.verifiers.workers, ChildSlots() if path is None else HostedSlots(Path(path)))
 
 
 def _refuse(message: str) -> int:

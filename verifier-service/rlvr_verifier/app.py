@@ -56,7 +56,11 @@ def build_app(service: VerifierService, instruments: Instruments, drain: Drain) 
     def ready() -> Response:
         if drain.begun:
             return _error(503, "the service is shutting down; ask another replica")
-        return Response(json.dumps({"sandboxLevel": service.sandbox_level}), media_type="application/json")
+        return Response("{}", media_type="application/json")
+
+    @app.get("/status")
+    def status() -> Response:
+        return Response(json.dumps({"sandbox": service.sandbox_status}), media_type="application/json")
 
     @app.get("/metrics")
     def metrics() -> Response:

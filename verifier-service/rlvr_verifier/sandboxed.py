@@ -1,7 +1,7 @@
 """Scorers that wait for the sandbox: as many threads as there are slots, and a bounded queue before them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from rlvr_verifier.environments.base import Score
@@ -20,9 +20,14 @@ class SandboxedScorers:
         self._waiting = 0
 
     @property
-    def level(self) -> str:
-        """As measured at the start."""
-        return self._sandbox.level.value
+    def status(self) -> Mapping[str, object]:
+        """Level, attacks that succeed, and whether code runs in a container of its own; as measured at the start."""
+        return {
+            "level": self._sandbox.level.value,
+            "open": sorted(self._sandbox.report.open),
+            "blocked": sorted(set(ATTACKS) - self._sandbox.report.open),
+            "separate": self._sandbox.is_separate,
+        }
 
     def publish(self, instruments: Instruments) -> None:
         """Set the metrics that say what the sandbox keeps out."""

@@ -29,6 +29,7 @@ from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Place,
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments, QueueTicket
 from rlvr_verifier.pool import PoolBusyError, ScorerFailedError, ScorerTimeoutError, WorkerLostError, WorkerPool
+from rlvr_verifier.sandbox.pool import SandboxError
 from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
 
@@ -69,9 +70,9 @@ class VerifierService:
         self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
 
     @property
-    def sandbox_level(self) -> str | None:
-        """As measured at the start; None where no environment runs what the model wrote."""
-        return None if self._sandboxed is None else self._sandboxed.level
+    def sandbox_status(self) -> Mapping[str, object] | None:
+        """What the sandbox keeps out; None where no environment runs what the model wrote."""
+        return None if self._sandboxed is None else self._sandboxed.status
 
     def close(self) -> None:
         """End all scorers; what they work on is lost."""
@@ -155,7 +156,7 @@ class VerifierService:
             return self._verdict(item, environment, VerdictStatus.TIMEOUT, 0.0, str(error), ticket)
         except PoolBusyError:
             raise
-        except (WorkerLostError, ScorerFailedError) as error:
+        except (WorkerLostError, ScorerFailedError, SandboxError) as error:
             logger.error("scoring %s of %s failed: %s", item.id, item.environment, error)
             return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, str(error), ticket)
         except Exception as error:  # noqa: BLE001 - the border of the scorer: whatever it does, it is not the candidate's zero

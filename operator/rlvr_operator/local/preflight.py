@@ -73,6 +73,7 @@ def _cluster_problems(job: RLVRJob) -> Iterator[Problem]:
     spec = job.spec
     pods = {"rollouts": spec.rollouts.pod, "learner": spec.learner.pod, "verifiers": spec.verifiers.pod}
     set_fields = [f"spec.{role}.pod" for role, pod in pods.items() if pod != Pod()]
+    set_fields += ["spec.verifiers.sandboxResources"] if spec.verifiers.sandbox_resources is not None else []
     set_fields += [f"spec.{name}" for name, value in (("scheduling", spec.scheduling != Scheduling()), ("ttl", spec.ttl != Ttl())) if value]
     if spec.storage.credentials_secret is not None:
         yield Problem(

@@ -8,6 +8,7 @@ from rlvr_api.pods import Pod, Toleration
 from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import Preparation, Workload
+from rlvr_operator.render.sandbox import VOLUME, sandbox_container, sandbox_mount
 from rlvr_operator.render.site import JOB_DIR, MODEL_DIR, SEAL_DIR, WORK_DIR, Object, Owner, Site, traceparent
 
 USER_ID = 10001
@@ -47,8 +48,12 @@ def pod_template(
         "volumes": _volumes(owner, role, settings),
         "tolerations": [*_node_loss(), *map(_toleration, settings.tolerations)],
     }
-    if preparation is not None:
-        spec["initContainers"] = [_init_container(job, site, preparation, image, role)]
+    before = [] if preparation is None else [_init_container(job, site, preparation, image, role)]
+    if workload.sidecar is not None:
+        before.append(sandbox_container(job, site, workload.sidecar, image))
+        spec["volumes"].append(VOLUME)
+    if before:
+        spec["initContainers"] = before
     spec |= _placement(job, owner, role, settings)
     if subdomain is not None:
         spec["subdomain"] = subdomain
@@ -79,7 +84,7 @@ def _container(job: RLVRJob, owner: Owner, site: Site, workload: Workload, image
         "terminationMessagePolicy": "FallbackToLogsOnError",
         # NVIDIA's container hook writes into the root file system of containers that get a GPU.
         "securityContext": _locked(read_only_root=not workload.gpus),
-        "volumeMounts": _mounts(role),
+        "volumeMounts": [*_mounts(role), *([] if workload.sidecar is None else [sandbox_mount(read_only=True)])],
         **_probes(job, workload),
     }
 

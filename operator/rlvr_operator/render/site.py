@@ -20,12 +20,14 @@ JOB_DIR = "/etc/rlvr"
 SEAL_DIR = "/var/run/rlvr/seal"
 MODEL_DIR = "/var/lib/rlvr/model"
 WORK_DIR = "/var/lib/rlvr/work"
+SANDBOX_DIR = "/var/run/rlvr/sandbox"
 PLACES = Places(
     python=PYTHON,
     job_file=f"{JOB_DIR}/job.json",
     model_dir=MODEL_DIR,
     seal_key_file=f"{SEAL_DIR}/key",
     work_dir=WORK_DIR,
+    sandbox_socket=f"{SANDBOX_DIR}/socket",
     last_progress_file="/dev/termination-log",
     openmp_library="/opt/venv/lib/libiomp5.so",
 )

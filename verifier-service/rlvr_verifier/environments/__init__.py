@@ -37,11 +37,6 @@ def open_environments(job: RLVRJob, environ: Mapping[str, str]) -> dict[str, Env
     return {spec.name: ENVIRONMENTS[spec.kind](spec, reader) for spec in job.spec.environments if spec.kind in ENVIRONMENTS}
 
 
-def needs_sandbox(job: RLVRJob) -> bool:
-    """Whether an environment of the job runs what the model wrote."""
-    return any(spec.kind in SANDBOXED for spec in job.spec.environments)
-
-
 def open_sandboxed(job: RLVRJob, environ: Mapping[str, str], sandbox: Sandbox) -> dict[str, Environment]:
     """The environments of a job that run what the model wrote, by name.
 

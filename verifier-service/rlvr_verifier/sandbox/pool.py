@@ -11,8 +11,9 @@ import queue
 import threading
 from contextlib import suppress
 
-from rlvr_verifier.sandbox.probe import Level, ProbeReport, probe
+from rlvr_verifier.sandbox.probe import Level, ProbeReport
 from rlvr_verifier.sandbox.slot import Item, Run, Slot, SlotLostError
+from rlvr_verifier.sandbox.source import ChildSlots, HostedSlots, SlotSource
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +31,23 @@ class ItemLostError(RuntimeError):
 class Sandbox:
     """A number of slots, and the level that one of them measured at the start.
 
+    Args:
+        source: where slots come from; None: children of this process.
+
     Raises:
         SandboxError: the first slot does not start.
     """
 
-    def __init__(self, slots: int, *, protected: bool = True) -> None:
-        self._protected, self._slots = protected, slots
+    def __init__(self, slots: int, source: SlotSource | None = None) -> None:
+        self._slots = slots
+        self._source: SlotSource = source or ChildSlots()
         self._idle: queue.LifoQueue[_Warm | None] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._live: set[Slot] = set()
         self._closed = False
         first = self._start()
         try:
-            self.report: ProbeReport = probe(first.slot.run)
+            self.report: ProbeReport = self._source.measure(first.slot)
         except SlotLostError as error:
             self._end(first)
             raise SandboxError(f"the sandbox was lost while its level was measured: {error}") from error
@@ -55,6 +60,11 @@ class Sandbox:
     def level(self) -> Level:
         """As measured at the start."""
         return self.report.level
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether slots are somebody else's processes, in a container of their own."""
+        return isinstance(self._source, HostedSlots)
 
     def run(self, item: Item) -> Run:
         """Run one item; waits for a slot.
@@ -105,7 +115,7 @@ class Sandbox:
 
     def _start(self) -> "_Warm":
         try:
-            slot = Slot(self._protected)
+            slot = self._source.start()
         except (OSError, SlotLostError) as error:
             raise SandboxError(f"no slot of the sandbox starts: {error}") from error
         with self._lock:

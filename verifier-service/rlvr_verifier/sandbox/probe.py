@@ -163,9 +163,13 @@ class ProbeReport:
         return max((level for level, needed in NEEDED.items() if not needed & self.open), key=lambda level: level.rank)
 
 
-def probe(run: Callable[[Item], Run]) -> ProbeReport:
-    """Attack from inside a slot; takes about 0.2 s."""
-    with tempfile.TemporaryDirectory(prefix="rlvr-probe-") as folder:
+def probe(run: Callable[[Item], Run], place: Path | None = None) -> ProbeReport:
+    """Attack from inside a slot; takes about 0.2 s.
+
+    Args:
+        place: folder in which the targets are made; None: the system's for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlvr-probe-", dir=place) as folder:
         os.chmod(folder, 0o777)  # noqa: S103 - so that it is not the mode that keeps the attack out
         secret = Path(folder, "secret")
         secret.write_bytes(b"x")

@@ -1,5 +1,7 @@
 """What the service and a zygote say to each other, and how strictly the service reads what an item wrote.
 
+    host -> service:   length, JSON {open}, where the sandbox is a container of its own
+    zygote -> service: length, JSON {abi, pid} when it is warm
     service -> zygote: b"i" with a file and the write end of a pipe, limits;  b"k" to kill
     file -> item:      JSON {source, entry, inputs} or {source, stdin}
     zygote -> service: length, JSON {code, cpu, killed} when the item has ended

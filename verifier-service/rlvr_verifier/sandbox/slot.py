@@ -29,6 +29,12 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 """All that a zygote inherits; its hash seed is fixed, so that verdicts do not depend on it."""
 
 
+def zygote_command(protected: bool = True) -> list[str]:
+    """How a zygote is started; its standard input is the socket."""
+    zygote = Path(__file__).with_name("zygote.py")
+    return [sys.executable, "-s", "-S", "-P", "-B", str(zygote), "protected" if protected else "bare"]
+
+
 class SlotLostError(RuntimeError):
     """The item, or its zygote, was ended by something that is neither this service nor the item."""
 
@@ -88,23 +94,35 @@ class Slot:
     """One zygote and the socket to it. Not for two threads at once.
 
     Args:
-        protected: False only to measure what an unprotected item can do.
+        control: connected to a zygote, which says first what it is.
+        process: the zygote, where it is a child of this process.
+
+    Raises:
+        SlotLostError: it says nothing.
     """
 
-    def __init__(self, protected: bool = True) -> None:
-        ours, theirs = socket.socketpair()
-        zygote = Path(__file__).with_name("zygote.py")
-        command = [sys.executable, "-s", "-S", "-P", "-B", str(zygote), "protected" if protected else "bare"]
-        with theirs:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
-            )
-        self._control = ours
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self._control, self._process = control, process
         try:
-            self.landlock_abi = int(str(self._receive(time.monotonic() + START_SECONDS)["abi"]))
-        except SlotLostError:
+            hello = receive(self._control, time.monotonic() + START_SECONDS)
+            self.landlock_abi, self.pid = int(str(hello["abi"])), int(str(hello["pid"]))
+        except (SlotLostError, KeyError, ValueError) as error:
             self.close()
-            raise
+            raise SlotLostError(f"a zygote does not start: {error}") from error
+
+    @classmethod
+    def start(cls, protected: bool = True) -> "Slot":
+        """A zygote that is a child of this process.
+
+        Args:
+            protected: False only to measure what an unprotected item can do.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                zygote_command(protected), stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
+            )
+        return cls(ours, process)
 
     def run(self, item: Item) -> Run:
         """Run one item to its end.
@@ -120,7 +138,7 @@ class Slot:
             too_late, too_much = report is None and time.monotonic() >= deadline, len(output) > item.output_bytes
             if report is None:
                 self._send(b"k")
-                report = self._receive(time.monotonic() + CLOSING_SECONDS)
+                report = receive(self._control, time.monotonic() + CLOSING_SECONDS)
         finally:
             os.close(reading)
         code, cpu_seconds = int(str(report["code"])), float(str(report["cpu"]))
@@ -134,14 +152,10 @@ class Slot:
             raise SlotLostError("an item was killed by neither its slot nor itself; was the machine short of memory?")
         return Run(Ending.EXITED if code >= 0 else Ending.SIGNALLED, code, output, cpu_seconds)
 
-    @property
-    def pid(self) -> int:
-        """Process id of the zygote."""
-        return self._process.pid
-
     def kill(self) -> None:
         """End the zygote, and with it what it runs; for any thread. Whoever waits for an item gets `SlotLostError`."""
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
         with suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
 
@@ -149,7 +163,8 @@ class Slot:
         """End the zygote, and forget it; for the thread that uses the slot."""
         self.kill()
         self._control.close()
-        self._process.wait(CLOSING_SECONDS)
+        if self._process is not None:
+            self._process.wait(CLOSING_SECONDS)
 
     def _begin(self, item: Item, deadline: float) -> int:
         """Send the item; returns the read end of its pipe."""
@@ -188,7 +203,7 @@ class Slot:
                         open_ = False
                         poll.unregister(reading)
                 else:
-                    report = self._receive(time.monotonic() + CLOSING_SECONDS)
+                    report = receive(self._control, time.monotonic() + CLOSING_SECONDS)
                     poll.unregister(self._control)
         return bytes(output), report
 
@@ -198,27 +213,34 @@ class Slot:
         except OSError as error:
             raise SlotLostError(f"a zygote is gone: {error}") from error
 
-    def _receive(self, deadline: float) -> Mapping[str, object]:
-        (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
-        if length > MAX_REPORT_BYTES:
-            raise SlotLostError(f"a zygote says {length} bytes at once")
-        try:
-            message = json.loads(self._read(length, deadline))
-        except ValueError as error:
-            raise SlotLostError(f"a zygote says what is not JSON: {error}") from error
-        if not isinstance(message, dict):
-            raise SlotLostError("a zygote says what is no object")
-        return message
 
-    def _read(self, length: int, deadline: float) -> bytes:
-        data = bytearray()
-        while len(data) < length:
-            self._control.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                piece = self._control.recv(length - len(data))
-            except OSError as error:
-                raise SlotLostError(f"a zygote does not answer: {error}") from error
-            if not piece:
-                raise SlotLostError("a zygote has ended")
-            data += piece
-        return bytes(data)
+def receive(control: socket.socket, deadline: float) -> Mapping[str, object]:
+    """One message from the other side.
+
+    Raises:
+        SlotLostError: none came before the deadline (monotonic), or what came is none.
+    """
+    (length,) = LENGTH.unpack(_read(control, LENGTH.size, deadline))
+    if length > MAX_REPORT_BYTES:
+        raise SlotLostError(f"a zygote says {length} bytes at once")
+    try:
+        message = json.loads(_read(control, length, deadline))
+    except ValueError as error:
+        raise SlotLostError(f"a zygote says what is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise SlotLostError("a zygote says what is no object")
+    return message
+
+
+def _read(control: socket.socket, length: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        control.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            piece = control.recv(length - len(data))
+        except OSError as error:
+            raise SlotLostError(f"a zygote does not answer: {error}") from error
+        if not piece:
+            raise SlotLostError("a zygote has ended")
+        data += piece
+    return bytes(data)

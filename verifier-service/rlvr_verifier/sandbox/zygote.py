@@ -63,7 +63,7 @@ def main() -> None:
     jail = _Jail(protect)
     gc.collect()
     gc.freeze()
-    _send(socket_, {"abi": landlock.abi()})
+    _send(socket_, {"abi": landlock.abi(), "pid": os.getpid()})
     while (request := _receive(socket_)) is not None:
         _serve(socket_, jail, *request)
 

@@ -1,0 +1,60 @@
+"""The container of a verifier's pod that runs what the model wrote: another user than the service, without answers, credentials or files of
+the job, and with a memory limit of its own, so that a bomb takes down itself and not the service.
+
+A sidecar in Kubernetes' sense: it starts before the service and ends after it. What the two share is a folder in memory with one socket.
+"""
+
+from rlvr_api.pods import Resources
+from rlvr_api.spec import RLVRJob
+from rlvr_operator.plan import Sidecar
+from rlvr_operator.render.site import SANDBOX_DIR, Object, Site
+
+USER_ID = 10002
+"""Another one than the service's: it may neither read nor signal what is the service's, whatever else fails."""
+HOST_MEBIBYTES = 96
+"""Of the process that starts slots."""
+SLOT_MEBIBYTES = 64
+"""Of a slot that runs nothing."""
+VOLUME: Object = {"name": "sandbox", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
+
+
+def sandbox_mount(read_only: bool) -> Object:
+    """The socket's folder; connecting needs no writing."""
+    return {"name": "sandbox", "mountPath": SANDBOX_DIR, **({"readOnly": True} if read_only else {})}
+
+
+def sandbox_container(job: RLVRJob, site: Site, sidecar: Sidecar, image: str) -> Object:
+    """The sidecar; its image is the service's."""
+    return {
+        "name": sidecar.name,
+        "image": image,
+        "imagePullPolicy": site.pull_policy,
+        "command": list(sidecar.command),
+        "env": [{"name": name, "value": sidecar.env[name]} for name in sorted(sidecar.env)],
+        "restartPolicy": "Always",
+        "resources": sandbox_resources(job),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+        },
+        "volumeMounts": [sandbox_mount(read_only=False)],
+    }
+
+
+def sandbox_resources(job: RLVRJob) -> Object:
+    """What the job says, and a memory limit in any case; memory is set aside as a whole, since every slot may use its share at once."""
+    settings = job.spec.verifiers.sandbox_resources or Resources()
+    largest = max(
+        kind.memory_megabytes
+        for environment in job.spec.environments
+        for kind in (environment.python_functions, environment.stdio)
+        if kind is not None
+    )
+    default = f"{HOST_MEBIBYTES + job.spec.verifiers.workers * (SLOT_MEBIBYTES + largest)}Mi"
+    limits = {"memory": default, **settings.limits}
+    requests = {"memory": limits["memory"], **settings.requests}
+    return {"requests": dict(sorted(requests.items())), "limits": dict(sorted(limits.items()))}
