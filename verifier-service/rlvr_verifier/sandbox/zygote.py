@@ -50,6 +50,8 @@ def main() -> None:
     socket_ = socket.socket(fileno=CONTROL)
     for module in MODULES:
         __import__(module)
+    # Before the next line: the files of a process that is not dumpable belong to root.
+    Path("/proc/self/oom_score_adj").write_text("1000")
     for option, value in (
         (_PR_SET_DUMPABLE, 0),
         (_PR_SET_CHILD_SUBREAPER, 1),
@@ -58,7 +60,6 @@ def main() -> None:
     ):
         if _libc.prctl(option, value, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), f"prctl {option}")
-    Path("/proc/self/oom_score_adj").write_text("1000")
     _warm_up()
     jail = _Jail(protect)
     gc.collect()
