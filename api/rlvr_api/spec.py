@@ -16,7 +16,8 @@ from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
 from rlvr_api.off_policy import OffPolicy
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, Resources, SecretReference, refuse_reserved
-from rlvr_api.stages import Stage, TraceUri
+from rlvr_api.provenance import Provenance
+from rlvr_api.stages import Stage
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -202,29 +203,6 @@ class WeightSync(ApiModel):
     1.0 otherwise."""
 
 
-class Contamination(ApiModel):
-    """The search for what a model is measured on among what it learns from: traces against the held-out prompts of all environments."""
-
-    ngram_words: Annotated[int, Field(ge=4, le=100)] = 13
-    """Words in a row of a held-out prompt that an example may not say; 13 as in arXiv 2005.14165. Shorter prompts count as a whole."""
-    similarity: Annotated[Fraction, Field(gt=0.0)] = 0.8
-    """Share of a held-out prompt's own words, three in a row, from which an example's prompt counts as a near duplicate."""
-    against: Annotated[tuple[TraceUri, ...], Field(max_length=16)] = ()
-    """Files of traces that are looked for as well, for example published ones that the model must not have seen; JSONL as `sft` takes."""
-    on_found: Literal["Warn", "Fail"] = "Warn"
-    """What happens when an example is found: a warning in log, lineage and report, or the job fails before it begins."""
-
-
-class Provenance(ApiModel):
-    """Where a model may come from, and how that is shown: `rlvr lineage` prints it for every model and checkpoint."""
-
-    external_traces: Literal["Allowed", "Forbidden"] = "Allowed"
-    """`Forbidden`: the model learns from its own samples alone. Stages that learn from given or a teacher's words are refused, and so is
-    a model whose lineage has one."""
-    contamination: Contamination = Contamination()
-    """Search for held-out prompts in the data of supervised stages."""
-
-
 class FailurePolicy(ApiModel):
     """How often parts may fail before the job does."""
 
@@ -343,17 +321,17 @@ class RLVRJobSpec(ApiModel):
             self._check_provenance(index, stage)
         return self
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether an environment runs what the model wrote."""
+        return any(environment.kind in SANDBOXED_KINDS for environment in self.environments)
+
     def _check_provenance(self, index: int, stage: Stage) -> None:
         if self.provenance.external_traces == "Forbidden" and stage.uses_external_traces:
             raise ValueError(
                 f"stages[{index}].{to_camel(stage.kind)} learns from words that are not the model's own, and provenance.externalTraces is "
                 "Forbidden: take the stage out, or write rejectionSampling, which learns from what the model says itself"
             )
-
-    @property
-    def runs_code(self) -> bool:
-        """Whether an environment runs what the model wrote."""
-        return any(environment.kind in SANDBOXED_KINDS for environment in self.environments)
 
     def _check_promotion(self, index: int, stage: Stage) -> None:
         names = [environment.name for environment in self.environments]

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from rlvr_api.spec import Contamination, RLVRJob
+from rlvr_api.provenance import Contamination
+from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import EnvironmentInfo, Message
 from rlvr_trainer.contamination import Reference
 from rlvr_trainer.context import BadInputError

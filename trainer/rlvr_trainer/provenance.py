@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rlvr_api.spec import Contamination as ContaminationSpec
+from rlvr_api.provenance import Contamination as ContaminationSpec
 from rlvr_api.spec import RLVRJob
 from rlvr_api.stages import Stage
 from rlvr_api.wire import EnvironmentInfo, Message
