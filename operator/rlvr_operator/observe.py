@@ -39,8 +39,8 @@ class PodView:
     ended: bool
     """Its processes have ended for good, or it is overdue to be gone."""
     deleting: bool
-    overdue: bool
-    """Deleted, and its node has not said for too long that its processes ended."""
+    wedged: bool
+    """Overdue to be gone, and the API server still waits for its node; one that was deleted without grace waits for finalizers alone."""
     scheduled: bool
     created: datetime
     address: str | None
@@ -179,7 +179,7 @@ def _pod(item: Object, owner: Owner, now: datetime) -> PodView | None:
         ready=conditions.get("Ready", {}).get("status") == "True" and "deletionTimestamp" not in meta,
         ended=overdue or status.get("phase") in ("Succeeded", "Failed"),
         deleting="deletionTimestamp" in meta,
-        overdue=overdue,
+        wedged=overdue and meta.get("deletionGracePeriodSeconds") != 0,
         scheduled=placed.get("status") == "True",
         created=_time(meta["creationTimestamp"]),
         address=status.get("podIP"),

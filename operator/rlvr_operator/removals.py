@@ -71,7 +71,7 @@ def restarting_engines(seen: Children) -> list[Deletion]:
 
 def wedged_pods(seen: Children) -> list[Deletion]:
     """Deleted pods whose node does not answer: the API server forgets them, and fencing keeps what may still run there from doing harm."""
-    return [Deletion("Pod", pod.name, pod.uid, grace_seconds=0) for pod in seen.pods if pod.overdue]
+    return [Deletion("Pod", pod.name, pod.uid, grace_seconds=0) for pod in seen.pods if pod.wedged]
 
 
 def _pod(pod: PodView) -> Deletion:

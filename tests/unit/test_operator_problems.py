@@ -148,7 +148,13 @@ def test_pods_of_an_earlier_job_of_the_name_and_of_no_role_are_not_looked_at():
 def test_a_deleted_pod_is_overdue_some_seconds_after_its_deadline(deadline, overdue):
     running = {"phase": "Running", "conditions": conditions(ready="True"), "podIP": "10.244.0.8"}
     (view,) = read_children(OWNER, [pod(status=running, deletionTimestamp=deadline)], NOW).pods
-    assert (view.deleting, view.ready, view.overdue, view.ended) == (True, False, overdue, overdue)
+    assert (view.deleting, view.ready, view.wedged, view.ended) == (True, False, overdue, overdue)
+
+
+def test_a_pod_that_was_deleted_without_grace_is_not_deleted_again():
+    gone = {"deletionTimestamp": "2026-05-04T08:50:00Z", "deletionGracePeriodSeconds": 0, "finalizers": ["batch.kubernetes.io/job-tracking"]}
+    (view,) = read_children(OWNER, [pod(status={"phase": "Running"}, **gone)], NOW).pods
+    assert (view.wedged, view.ended) == (False, True)
 
 
 @pytest.mark.parametrize(
