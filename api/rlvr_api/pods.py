@@ -23,7 +23,16 @@ EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", 
 Environment = Annotated[dict[EnvName, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=64)]
 """Variables for a role's processes, for example NCCL's."""
 
-RESERVED_ENV_PREFIXES = ("RLVR_", "AWS_", "VLLM_SERVER_DEV_MODE", "LD_PRELOAD", "PYTHONPATH", "HF_HUB_OFFLINE", "OTEL_SERVICE_NAME")
+RESERVED_ENV_PREFIXES = (
+    "RLVR_",
+    "AWS_",
+    "TEACHER_API_KEY",
+    "VLLM_SERVER_DEV_MODE",
+    "LD_PRELOAD",
+    "PYTHONPATH",
+    "HF_HUB_OFFLINE",
+    "OTEL_SERVICE_NAME",
+)
 
 
 def refuse_reserved(env: dict[str, str], place: str) -> None:

@@ -41,6 +41,8 @@ class Variable(StrEnum):
     """All: a folder for scratch files of this process."""
 
 
+TEACHER_API_KEY = "TEACHER_API_KEY"
+"""Learner: bearer token for the teachers of `distill` stages, out of a Secret or the person's environment."""
 MAX_LAST_PROGRESS_BYTES = 4096
 """Size of the file LAST_PROGRESS_FILE; Kubernetes cuts longer termination messages."""
 VERIFIER_PORT = 8081

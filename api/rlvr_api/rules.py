@@ -92,6 +92,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "in the reward only k1 has the gradient of the KL: set estimator to k1, or placement to loss",
         ),
     ),
+    "Distill": (Rule("self.keepPerPrompt <= self.samplesPerPrompt", "keepPerPrompt is above samplesPerPrompt: lower it"),),
     "RejectionSampling": (
         Rule("self.keepPerPrompt <= self.samplesPerPrompt", "keepPerPrompt is above samplesPerPrompt: lower it"),
         Rule("self.optimizer.schedule == 'constant'", "a cosine needs a last step, and what passes decides it: write constant"),
@@ -171,6 +172,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
             + ")",
             "provenance.externalTraces is Forbidden, and a stage learns from words that are not the model's own: take it out, or write "
             "rejectionSampling",
+        ),
+        Rule(
+            "self.stages.filter(s, has(s.distill) && has(s.distill.teacher.credentialsSecret)).all(s, self.stages.filter(t, "
+            "has(t.distill) && has(t.distill.teacher.credentialsSecret)).all(t, t.distill.teacher.credentialsSecret.name == "
+            "s.distill.teacher.credentialsSecret.name))",
+            "the teachers of a job share one credentialsSecret: name the same one, or make two jobs",
         ),
         *map(fixed, FIXED),
     ),

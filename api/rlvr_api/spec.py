@@ -309,6 +309,11 @@ class RLVRJobSpec(ApiModel):
     def _check(self) -> Self:
         _unique("environments", (e.name for e in self.environments))
         _unique("stages", (s.name for s in self.stages))
+        secrets = sorted({secret.name for secret in self.teacher_secrets})
+        if len(secrets) > 1:
+            raise ValueError(
+                f"stages name the teachers' Secrets {', '.join(secrets)}, and a job has one: name the same one, or make two jobs"
+            )
         if self.sampling.max_tokens >= self.model.max_model_len:
             raise ValueError(
                 f"sampling.maxTokens {self.sampling.max_tokens} leaves no room for a prompt in model.maxModelLen {self.model.max_model_len}"
@@ -325,6 +330,12 @@ class RLVRJobSpec(ApiModel):
     def runs_code(self) -> bool:
         """Whether an environment runs what the model wrote."""
         return any(environment.kind in SANDBOXED_KINDS for environment in self.environments)
+
+    @property
+    def teacher_secrets(self) -> tuple[SecretReference, ...]:
+        """Secrets of all teachers; at most one by name."""
+        teachers = (stage.distill.teacher for stage in self.stages if stage.distill is not None)
+        return tuple(teacher.credentials_secret for teacher in teachers if teacher.credentials_secret is not None)
 
     def _check_provenance(self, index: int, stage: Stage) -> None:
         if self.provenance.external_traces == "Forbidden" and stage.uses_external_traces:

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rlvr_api.algorithms import Algorithm, Grpo, ReferenceKl
-from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
+from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri, one_member
+from rlvr_api.pods import SecretReference
 
 
 class Optimizer(ApiModel):
@@ -110,6 +111,61 @@ class Sft(ApiModel):
     """Optimizer and schedule."""
 
 
+class Teacher(ApiModel):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    endpoint: Annotated[Uri, Field(pattern=r"^https?://[^?#]+$")]
+    """Base URL with the version, for example `https://teacher.example/v1`; `/chat/completions` is added."""
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name of the model there."""
+    credentials_secret: SecretReference | None = None
+    """In clusters: Secret with the key `TEACHER_API_KEY`, sent as a bearer token. Unset: none is sent. A local run takes the variable from
+    its environment."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """Temperature of its samples."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    """Longest answer, in the teacher's tokens; one that is cut off is not kept."""
+    timeout_seconds: PositiveSeconds = 300.0
+    """Longest wait for one answer; then it is asked for again."""
+    requests_in_flight: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Requests at once."""
+    requests_per_minute: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """Rate limit. Unset: none but the teacher's own, which is learned from its 429 answers and their Retry-After."""
+    budget_tokens: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    """Tokens, prompts and answers together as the teacher counts them, after which nothing more is asked. Answers under way are still
+    taken, so it may be passed by those. Unset: no limit."""
+
+
+class Distill(ApiModel):
+    """Asks a teacher about the environments' tasks, keeps what the verifiers pass, and learns from it as `sft` does.
+
+    What was kept stays in the store as a file of traces, with a manifest beside it, and can be the `traces` of other jobs.
+    """
+
+    teacher: Teacher
+    """Who is asked."""
+    prompts: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    """Tasks to ask about, drawn as those of `rlvr`, at each environment's first level."""
+    samples_per_prompt: Annotated[int, Field(ge=1, le=64)] = 1
+    """Answers to each task."""
+    keep_per_prompt: Annotated[int, Field(ge=1, le=64)] = 1
+    """Different answers kept of each task at most, those that came first."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over what was kept."""
+    examples_per_step: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Examples of an optimizer step."""
+    too_long: Literal["skip", "refuse"] = "skip"
+    """What becomes of an answer that is longer than `model.maxModelLen`."""
+    optimizer: SupervisedOptimizer = SupervisedOptimizer()
+    """Optimizer and schedule."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_per_prompt > self.samples_per_prompt:
+            raise ValueError(f"keepPerPrompt {self.keep_per_prompt} is above samplesPerPrompt {self.samples_per_prompt}: lower it")
+        return self
+
+
 class RejectionSampling(ApiModel):
     """Best of N by the verifiers: fine-tunes the model on its own completions that passed, round after round. Needs no teacher.
 
@@ -173,8 +229,8 @@ class Promotion(ApiModel):
     """What happens when the stage has ended without: the job fails, or goes on with a warning."""
 
 
-STAGE_KINDS = ("sft", "rejection_sampling", "rlvr", "evaluate")
-EXTERNAL_KINDS = ("sft",)
+STAGE_KINDS = ("sft", "distill", "rejection_sampling", "rlvr", "evaluate")
+EXTERNAL_KINDS = ("sft", "distill")
 """Those that learn from words that are not the model's own."""
 
 
@@ -185,6 +241,8 @@ class Stage(ApiModel):
     """Names the stage in storage, status and metrics."""
     sft: Sft | None = None
     """Supervised fine-tuning on given traces."""
+    distill: Distill | None = None
+    """Supervised fine-tuning on a teacher's answers that passed."""
     rejection_sampling: RejectionSampling | None = None
     """Supervised fine-tuning on the model's own completions that passed."""
     rlvr: Rlvr | None = None

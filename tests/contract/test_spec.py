@@ -128,6 +128,33 @@ REFUSED = {
         },
         "stages[0].sft learns from words that are not the model's own",
     ),
+    "a teacher that is forbidden": (
+        "spec",
+        {
+            **VALID["spec"],
+            "stages": [{"name": "a", "distill": {"teacher": {"endpoint": "https://t/v1", "model": "m"}}}],
+            "provenance": {"externalTraces": "Forbidden"},
+        },
+        "stages[0].distill learns from words that are not the model's own",
+    ),
+    "teachers with different Secrets": (
+        "spec.stages",
+        [
+            {"name": name, "distill": {"teacher": {"endpoint": "https://t/v1", "model": "m", "credentialsSecret": {"name": name}}}}
+            for name in ("a", "b")
+        ],
+        "stages name the teachers' Secrets a, b, and a job has one",
+    ),
+    "a teacher with a query": (
+        "spec.stages.0",
+        {"name": "a", "distill": {"teacher": {"endpoint": "https://t/v1?k=1", "model": "m"}}},
+        "of the form",
+    ),
+    "more answers kept than asked for": (
+        "spec.stages.0",
+        {"name": "a", "distill": {"teacher": {"endpoint": "https://t/v1", "model": "m"}, "keepPerPrompt": 2}},
+        "keepPerPrompt 2 is above samplesPerPrompt 1",
+    ),
     "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
     "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
@@ -233,6 +260,23 @@ ACCEPTED = {
         ],
     ),
     "a gate": ("spec.stages.0.promoteWhen", {"metric": "eval/pass_rate", "atLeast": 0.6, "environment": "sums"}),
+    "a teacher": (
+        "spec.stages.0",
+        {
+            "name": "a",
+            "distill": {
+                "teacher": {
+                    "endpoint": "https://t/v1",
+                    "model": "m",
+                    "credentialsSecret": {"name": "t"},
+                    "requestsPerMinute": 30,
+                    "budgetTokens": 9,
+                },
+                "samplesPerPrompt": 4,
+                "keepPerPrompt": 2,
+            },
+        },
+    ),
     "a model of its own making": (
         "spec",
         {

@@ -4,71 +4,31 @@ import hashlib
 import itertools
 import json
 import random
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import lone_run
 import pytest
 import torch
+from lone_run import KEYS, KilledError, execute, make_job
 
-from rlvr_api.spec import RLVRJob
-from rlvr_api.wire import EnvironmentInfo, Verdict, VerdictStatus
+from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat
-from rlvr_trainer.collector.collector import EventLoopThread
 from rlvr_trainer.collector.episode import UnjudgedError
-from rlvr_trainer.context import BadInputError, RunContext
-from rlvr_trainer.fleet import EngineFleet
+from rlvr_trainer.context import BadInputError
 from rlvr_trainer.lineage_view import find_lineage
-from rlvr_trainer.metrics_log import MetricsLog, read_steps
-from rlvr_trainer.policy import Policy
+from rlvr_trainer.metrics_log import read_steps
 from rlvr_trainer.pretrained import write_tiny_model
-from rlvr_trainer.progress import ProgressBoard
-from rlvr_trainer.provenance import Provenance, begin_lineage
 from rlvr_trainer.rollout import Rollout, RolloutGroup, VersionSpan
-from rlvr_trainer.run import Run, StopRequestedError
-from rlvr_trainer.stages import STAGES
+from rlvr_trainer.run import StopRequestedError
 from rlvr_trainer.stages.rejection_sampling import NothingPassedError, keep_passed
-from rlvr_trainer.storage.attempts import claim_attempt
 from rlvr_trainer.storage.checkpoint_reader import load_latest
-from rlvr_trainer.storage.client import ObjectStore, S3Settings
-from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
 from rlvr_trainer.storage.rollouts import read_groups
-from rlvr_trainer.telemetry import StepInstruments
-from rlvr_trainer.versions import VersionHistory
 
-KEYS = StageKeys(0, "cold-start")
 STEPS = 8
 """20 examples, 2 epochs, 5 at a time."""
-
-
-class KilledError(Exception):
-    """The process died."""
-
-
-@dataclass
-class LoneRun(Run):
-    """A run without engines: publishing and evaluating do nothing. `fuse` counts down to its death."""
-
-    fuse: int | None = None
-    evaluated: list[int] = field(default_factory=list)
-
-    def check(self):
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse < 0:
-                raise KilledError
-        super().check()
-
-    def reserve_versions(self, next_version):
-        self.versions.reserve(next_version)
-
-    def publish(self, step):
-        self.versions.publish(step)
-
-    def evaluate(self, keys, step, total_step, plan=None, ks=()):
-        self.evaluated.append(step)
 
 
 @pytest.fixture(scope="module")
@@ -145,45 +105,8 @@ class Engines:
 
 
 def make_run(place, model, attempt, fuse=None, stage=None):
-    job = RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1",
-        "kind": "RLVRJob",
-        "metadata": {"name": "job"},
-        "spec": {
-            "model": {"uri": f"file://{model}", "maxModelLen": 64},
-            "storage": {"uri": place.uri, "endpoint": place.endpoint},
-            "environments": [{"name": "sums", "arithmetic": {}}],
-            "sampling": {"maxTokens": 8},
-            "stages": [{"name": "cold-start", **(stage or {"sft": {"traces": f"file://{place.traces}", **SFT}})}],
-            "learner": {"checkpoint": {"everySteps": 3, "keepLast": 2}},
-        },
-    })  # fmt: skip
-    store = ObjectStore.open(place.uri, S3Settings(place.endpoint), "job")
-    context = RunContext(
-        job=job, attempt=attempt, engine_urls={}, verifier_url="", advertised_host="127.0.0.1", status_port=0, model_dir=model,
-        s3_endpoint=place.endpoint, work_dir=place.traces.parent,
-    )  # fmt: skip
-    known = [EnvironmentInfo(name="sums", kind="arithmetic", version="2", levels=(0, 30), held_out_tasks={0: 23}, deterministic=True)]
-    provenance = Provenance(begin_lineage(job, model), known)
-    provenance.begin(job.spec.stages[0])
-    return LoneRun(
-        context=context, stop=threading.Event(), store=store, claim=claim_attempt(store, attempt), policy=Policy.load(model, job.spec),
-        publisher=SimpleNamespace(clean_engines=tuple, states=dict), runner=Engines(ChatFormat(model, None, 56)),
-        loop=EventLoopThread("test"), board=ProgressBoard("cold-start", 1, 0, EngineFleet({})), metrics=MetricsLog(store),
-        instruments=StepInstruments(), held_out=(), evaluation=None, versions=VersionHistory(),
-        provenance=provenance, fuse=fuse,
-    )  # fmt: skip
-
-
-def execute(run):
-    """One attempt, from where the store says it stands; the weights it ends with."""
-    stage = run.context.job.spec.stages[0]
-    try:
-        STAGES[stage.kind](run, 0, stage, load_latest(run.store, KEYS), 0).execute()
-    finally:
-        run.metrics.close()
-        run.loop.close()
-    return {name: tensor.clone() for name, tensor in run.policy.engine_named_tensors().items()}
+    job = make_job(place, model, stage or {"sft": {"traces": f"file://{place.traces}", **SFT}})
+    return lone_run.make_run(job, place, model, attempt, Engines(ChatFormat(model, None, 56)), fuse)
 
 
 def same(one, other):

@@ -72,6 +72,12 @@ def test_credentials_reach_those_who_use_the_store_alone(folder):
     assert (learner["AWS_ACCESS_KEY_ID"], learner["CUDA_VISIBLE_DEVICES"]) == ("own", "0")
 
 
+def test_the_teachers_key_reaches_the_learner_alone(folder):
+    for role in Role:
+        env = child_spec(workload(role, needs_storage=True), folder, {"TEACHER_API_KEY": "k"}, {}, ()).env
+        assert ("TEACHER_API_KEY" in env) is (role is Role.LEARNER)
+
+
 def test_no_gpu_is_given_twice():
     allotted = allot_gpus([workload(Role.ROLLOUT, 2), workload(Role.VERIFIER), workload(Role.LEARNER, 1)])
     assert {name: list(gpus) for name, gpus in allotted.items()} == {"rollout-0": [0, 1], "verifier-0": [], "learner": [2]}

@@ -114,3 +114,9 @@ def test_says_that_a_store_cannot_be_reached(place, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     (found,) = problems(place, storage={"endpoint": "http://127.0.0.1:9", "uri": "s3://runs"})
     assert found.startswith("spec.storage.endpoint: bucket 'runs' at http://127.0.0.1:9 cannot be reached")
+
+
+def test_says_where_a_teachers_key_comes_from_here(place):
+    teacher = {"endpoint": "https://t/v1", "model": "m", "credentialsSecret": {"name": "t"}}
+    (found,) = problems(place, stages=[{"name": "a", "distill": {"teacher": teacher}}])
+    assert "set TEACHER_API_KEY in the environment instead" in found

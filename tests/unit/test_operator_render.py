@@ -376,3 +376,16 @@ def test_processes_read_the_job_as_it_was_asked_for_and_no_default_is_spelled_ou
     text = config["data"]["job.json"]
     assert RLVRJob.model_validate_json(text) == job
     assert "ttl" not in json.loads(text)["spec"]
+
+
+def test_only_the_learner_gets_the_teachers_key():
+    teacher = {"endpoint": "https://t/v1", "model": "m", "credentialsSecret": {"name": "sage"}}
+    job = edited(CPU, "stages", [{"name": name, "distill": {"teacher": teacher}} for name in ("a", "b")])
+    asked = [
+        (item["kind"], entry["valueFrom"])
+        for item in render_all(job)[-3:]
+        for container in containers_of(item["spec"]["template"])
+        for entry in container["env"]
+        if entry["name"] == "TEACHER_API_KEY"
+    ]
+    assert asked == [("Job", {"secretKeyRef": {"name": "sage", "key": "TEACHER_API_KEY"}})]

@@ -37,7 +37,7 @@ from rlvr_trainer.storage.attempts import AttemptClaim, claim_attempt
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.errors import StorageError
 from rlvr_trainer.storage.lineage import Lineage
-from rlvr_trainer.trace_preflight import check_traces, find_contamination, held_out_tasks
+from rlvr_trainer.trace_preflight import check_traces, find_contamination, find_references, held_out_tasks
 from rlvr_trainer.versions import VersionHistory
 from rlvr_trainer.weights.probe import Probe, default_tolerance
 from rlvr_trainer.weights.publisher import WeightPublisher
@@ -95,7 +95,8 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
             board.update(message="waiting for the verifier service")
             known, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
             held_out = loop.submit(held_out_tasks(verifiers, spec, known)).result()
-            contamination = find_contamination(context, traces, held_out)
+            references = find_references(context, held_out)
+            contamination = find_contamination(spec.provenance.contamination, traces, references)
             board.update(message="waiting for engines")
             with _open_publisher(context, policy, fleet, prompt_ids) as publisher:
                 fleet.attach(publisher)
@@ -118,6 +119,7 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
                     versions=VersionHistory(),
                     provenance=Provenance(lineage, known),
                     contamination=contamination,
+                    references=references,
                 )
     finally:
         metrics.close()

@@ -19,6 +19,7 @@ from torch import Tensor
 from rlvr_api.wire import EnvironmentInfo
 from rlvr_trainer.collector.collector import EventLoopThread
 from rlvr_trainer.collector.episode import EpisodeRunner
+from rlvr_trainer.contamination import Reference
 from rlvr_trainer.context import RunContext
 from rlvr_trainer.evaluation import EvaluationPlan, evaluate
 from rlvr_trainer.metrics import EvaluationCell, EvaluationResult, summarize_evaluation
@@ -74,6 +75,8 @@ class Run:
     provenance: Provenance
     contamination: Mapping[str, Contamination] = field(default_factory=dict)
     """What the preflight found in the traces of stages, by URI."""
+    references: Sequence[Reference] = ()
+    """What stages that make their own traces must look for in them."""
     results: dict[str, EvaluationResult] = field(default_factory=dict)
     """This attempt's last evaluation of each stage, by its name."""
     published: bool = False

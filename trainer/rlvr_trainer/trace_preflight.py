@@ -6,6 +6,7 @@ verifier service -> held_out_tasks -> prompts;   files + prompts + traces named 
 
 from collections.abc import Mapping, Sequence
 
+from rlvr_api.spec import Contamination as ContaminationSpec
 from rlvr_api.spec import Evaluation, RLVRJobSpec
 from rlvr_api.stages import Evaluate
 from rlvr_api.wire import EnvironmentInfo, Task, TaskRequest
@@ -47,25 +48,35 @@ async def held_out_tasks(verifiers: VerifierClient, spec: RLVRJobSpec, known: Se
     return await verifiers.sample_all(tuple(requests))
 
 
-def find_contamination(context: RunContext, files: Mapping[str, TraceFile], held_out: Sequence[Task]) -> dict[str, Contamination]:
-    """Look for the held-out tasks, and for traces that must not be there, in the traces of all stages.
+def find_references(context: RunContext, held_out: Sequence[Task]) -> tuple[Reference, ...]:
+    """The prompts of held-out tasks, and the traces that must not be learned from; none when no stage learns from traces.
+
+    Raises:
+        BadInputError: a file of such traces cannot be read.
+    """
+    if not any(stage.uses_external_traces for stage in context.job.spec.stages):
+        return ()
+    references = [
+        Reference(f"a held-out task of {task.environment}, level {task.level}, problem {task.problem_id}", task.messages[-1].content)
+        for task in held_out
+    ]
+    for uri in context.job.spec.provenance.contamination.against:
+        references += [
+            Reference(f"{name} of {uri}", "\n".join(message.content for message in messages))
+            for name, messages in read_trace_file(context, uri).conversations()
+        ]
+    return tuple(references)
+
+
+def find_contamination(
+    spec: ContaminationSpec, files: Mapping[str, TraceFile], references: Sequence[Reference]
+) -> dict[str, Contamination]:
+    """Look for the references in the traces of all stages.
 
     Returns:
         What was found, by URI.
 
     Raises:
-        BadInputError: something was found, and the job is to fail then; or a file to compare with cannot be read.
+        BadInputError: something was found, and the job is to fail then.
     """
-    if not files:
-        return {}
-    spec = context.job.spec.provenance.contamination
-    references = [
-        Reference(f"a held-out task of {task.environment}, level {task.level}, problem {task.problem_id}", task.messages[-1].content)
-        for task in held_out
-    ]
-    for uri in spec.against:
-        references += [
-            Reference(f"{name} of {uri}", "\n".join(message.content for message in messages))
-            for name, messages in read_trace_file(context, uri).conversations()
-        ]
     return {uri: scan(file.conversations(), references, spec, f"traces {uri}") for uri, file in files.items()}

@@ -16,7 +16,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlvr_api.stages import Sft
+from rlvr_api.stages import Distill, Sft
 from rlvr_api.wire import Message
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.context import BadInputError, RunContext
@@ -141,7 +141,7 @@ def read_traces(context: RunContext, stage: Sft, chat: ChatFormat) -> TraceSet:
     return make_examples(read_trace_file(context, stage.traces), stage, chat, context.job.spec.model.max_model_len)
 
 
-def make_examples(file: TraceFile, stage: Sft, chat: ChatFormat, max_model_len: int) -> TraceSet:
+def make_examples(file: TraceFile, stage: Sft | Distill, chat: ChatFormat, max_model_len: int) -> TraceSet:
     """The examples of a stage.
 
     Args:

@@ -1,7 +1,7 @@
 """From workloads to child processes: the environment that a plan does not set, log files, GPUs, and the S3 server as one more child.
 
 Children inherit the person's environment, since libraries are configured there, but for the S3 credentials, which only the processes that
-use the store get, and for proxies, which loopback must not go through.
+use the store get, the teachers' key, which only the learner gets, and for proxies, which loopback must not go through.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rlvr_api.embedded_s3 import EmbeddedS3
+from rlvr_api.process import TEACHER_API_KEY, Role
 from rlvr_operator.local.folder import RunFolder
 from rlvr_operator.local.ports import HOST
 from rlvr_operator.local.process import ChildSpec
@@ -17,6 +18,7 @@ from rlvr_operator.plan import Workload
 
 S3_NAME = "s3"
 CREDENTIAL_PREFIX = "AWS_"
+LEARNER_ONLY = frozenset({TEACHER_API_KEY})
 LOOPBACK = f"{HOST},localhost"
 
 
@@ -31,7 +33,11 @@ def child_spec(
         gpus: indices of the GPUs that are its own.
     """
     keep = workload.needs_storage
-    inherited = {key: value for key, value in environ.items() if keep or not key.startswith(CREDENTIAL_PREFIX)}
+    inherited = {
+        key: value
+        for key, value in environ.items()
+        if (keep or not key.startswith(CREDENTIAL_PREFIX)) and (workload.role is Role.LEARNER or key not in LEARNER_ONLY)
+    }
     visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     env = {
         **inherited,

@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rlvr_api.inputs import input_files, map_inputs
 from rlvr_api.loading import Problem
 from rlvr_api.pods import Pod
+from rlvr_api.process import TEACHER_API_KEY
 from rlvr_api.spec import RLVRJob, Scheduling, Ttl
 
 FILE_SCHEME = "file://"
@@ -78,6 +79,10 @@ def _cluster_problems(job: RLVRJob) -> Iterator[Problem]:
     if spec.storage.credentials_secret is not None:
         yield Problem(
             "spec.storage.credentialsSecret", "is for clusters: remove it, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+    if spec.teacher_secrets:
+        yield Problem(
+            "spec.stages", f"a teacher's credentialsSecret is for clusters: remove it, and set {TEACHER_API_KEY} in the environment instead"
         )
     if spec.suspend:
         yield Problem("spec.suspend", "is for clusters: remove it; a local run stops on Ctrl-C and goes on with the same command")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from rlvr_api import names
 from rlvr_api.pods import Pod, Toleration
-from rlvr_api.process import Role
+from rlvr_api.process import TEACHER_API_KEY, Role
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import Preparation, Workload
 from rlvr_operator.render.sandbox import VOLUME, sandbox_container, sandbox_mount
@@ -78,7 +78,7 @@ def _container(job: RLVRJob, owner: Owner, site: Site, workload: Workload, image
         "image": image,
         "imagePullPolicy": site.pull_policy,
         "command": list(workload.command),
-        "env": _env(job, {**workload.env, **_own_env(job, owner)}, workload.needs_storage),
+        "env": _env(job, {**workload.env, **_own_env(job, owner)}, workload.needs_storage) + _teacher_key(job, role),
         "ports": [{"name": "http", "containerPort": workload.port, "protocol": "TCP"}],
         "resources": _resources({**settings.resources.requests, **gpus}, {**settings.resources.limits, **gpus}),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -114,6 +114,13 @@ def _env(job: RLVRJob, plain: Mapping[str, str], needs_storage: bool) -> list[Ob
     if needs_storage and secret is not None:
         env += [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}} for key in CREDENTIALS]
     return env
+
+
+def _teacher_key(job: RLVRJob, role: Role) -> list[Object]:
+    if role is not Role.LEARNER:
+        return []
+    found = dict.fromkeys(secret.name for secret in job.spec.teacher_secrets)
+    return [{"name": TEACHER_API_KEY, "valueFrom": {"secretKeyRef": {"name": name, "key": TEACHER_API_KEY}}} for name in found]
 
 
 def _resources(requests: Mapping[str, str], limits: Mapping[str, str]) -> Object:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rlvr_api.stages import Stage
 from rlvr_trainer.run import Run
+from rlvr_trainer.stages.distill import DistillStage
 from rlvr_trainer.stages.evaluate import EvaluateStage
 from rlvr_trainer.stages.rejection_sampling import RejectionSamplingStage
 from rlvr_trainer.stages.rlvr import RlvrStage
@@ -30,6 +31,7 @@ class StageFactory(Protocol):
 
 STAGES: Mapping[str, StageFactory] = {
     "sft": SftStage,
+    "distill": DistillStage,
     "rejection_sampling": RejectionSamplingStage,
     "rlvr": RlvrStage,
     "evaluate": EvaluateStage,

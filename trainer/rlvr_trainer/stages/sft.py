@@ -10,7 +10,7 @@ and others never.
 import random
 from collections.abc import Sequence
 
-from rlvr_api.stages import Stage
+from rlvr_api.stages import Distill, Sft, Stage
 from rlvr_trainer.context import BadInputError
 from rlvr_trainer.run import Run, StopRequestedError
 from rlvr_trainer.stages.supervised import SupervisedLoop, steps_of
@@ -18,24 +18,31 @@ from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.lineage import Dataset
 from rlvr_trainer.supervised_learner import SupervisedLearner
-from rlvr_trainer.traces import Example, read_traces
+from rlvr_trainer.traces import Example, TraceSet, read_traces
 
 DIGEST = "traces"
 """Of the file, in the state that records keep."""
 
 
-class SftStage:
-    """Runs one stage from where the store says it stands to its end; see `RlvrStage`."""
+class TraceLearning:
+    """Steps on the examples of a file, from where the store says they stand to the last one.
 
-    def __init__(self, run: Run, index: int, stage: Stage, checkpoint: LoadedCheckpoint | None, steps_before: int) -> None:
-        assert stage.sft is not None
-        spec = run.context.job.spec
-        self._run, self._spec, self._keys = run, stage.sft, StageKeys(index, stage.name)
-        self._traces = read_traces(run.context, stage.sft, run.runner.chat)
-        self._order = example_order(len(self._traces.examples), stage.sft.epochs, f"{spec.seed}/{stage.name}")
-        self._steps = steps_of(len(self._traces.examples), stage.sft.epochs, stage.sft.examples_per_step)
-        learner = SupervisedLearner(run.policy, stage.sft.optimizer, self._steps, spec.learner.tokens_per_micro_batch)
-        self._loop = SupervisedLoop(run, self._keys, steps_before, self._steps, learner, checkpoint)
+    Args:
+        spec: how the examples are learned.
+        uri: of the file, for messages.
+        checkpoint, before: as those of `RlvrStage`.
+    """
+
+    def __init__(
+        self, run: Run, keys: StageKeys, spec: Sft | Distill, traces: TraceSet, uri: str, checkpoint: LoadedCheckpoint | None, before: int
+    ) -> None:
+        job = run.context.job.spec
+        self._run, self._keys, self._traces, self._uri = run, keys, traces, uri
+        self._examples_per_step = spec.examples_per_step
+        self._order = example_order(len(traces.examples), spec.epochs, f"{job.seed}/{keys.name}")
+        self._steps = steps_of(len(traces.examples), spec.epochs, spec.examples_per_step)
+        learner = SupervisedLearner(run.policy, spec.optimizer, self._steps, job.learner.tokens_per_micro_batch)
+        self._loop = SupervisedLoop(run, keys, before, self._steps, learner, checkpoint)
 
     def execute(self) -> int:
         """Run to the last step; returns it.
@@ -49,16 +56,15 @@ class SftStage:
         known = plan.curriculum.get(DIGEST) if isinstance(plan.curriculum, dict) else None
         if known is not None and known != self._traces.sha256:
             raise BadInputError(
-                f"stage {self._keys.name} began with traces of digest {known}, and {self._spec.traces} now has {self._traces.sha256}: "
+                f"stage {self._keys.name} began with traces of digest {known}, and {self._uri} now has {self._traces.sha256}: "
                 "put the old file back, or start a job of another name"
             )
         try:
-            self._run.provenance.add(self._dataset())
             for record in plan.replay:
                 loop.replay(self._examples(record.groups))
             loop.begin()
             while loop.step < self._steps:
-                positions = range(loop.step * self._spec.examples_per_step, len(self._order))[: self._spec.examples_per_step]
+                positions = range(loop.step * self._examples_per_step, len(self._order))[: self._examples_per_step]
                 loop.take(self._examples(positions), positions, {DIGEST: self._traces.sha256})
         except StopRequestedError:
             loop.save(final=False)
@@ -66,13 +72,30 @@ class SftStage:
         loop.finish()
         return loop.step
 
-    def _dataset(self) -> Dataset:
-        found = self._run.contamination.get(self._spec.traces)
-        examples = len(self._traces.examples)
-        return Dataset(uri=self._spec.traces, sha256=self._traces.sha256, examples=examples, made_by="given", contamination=found)
-
     def _examples(self, positions: Sequence[int]) -> list[Example]:
         return [self._traces.examples[self._order[position]] for position in positions]
+
+
+class SftStage:
+    """Runs one stage from where the store says it stands to its end; see `RlvrStage`."""
+
+    def __init__(self, run: Run, index: int, stage: Stage, checkpoint: LoadedCheckpoint | None, steps_before: int) -> None:
+        assert stage.sft is not None
+        spec, traces = stage.sft, read_traces(run.context, stage.sft, run.runner.chat)
+        run.provenance.add(
+            Dataset(
+                uri=spec.traces,
+                sha256=traces.sha256,
+                examples=len(traces.examples),
+                made_by="given",
+                contamination=run.contamination.get(spec.traces),
+            )
+        )
+        self._learning = TraceLearning(run, StageKeys(index, stage.name), spec, traces, spec.traces, checkpoint, steps_before)
+
+    def execute(self) -> int:
+        """See `TraceLearning.execute`."""
+        return self._learning.execute()
 
 
 def example_order(examples: int, epochs: int, seed: str) -> list[int]:

@@ -8,6 +8,7 @@ Below `<storage.uri>/<job>`:
                           checkpoints/<step>/<attempt>/<blob>,  checkpoints/<step>/MANIFEST.json
                           evaluations/<step>.json,              evaluations/<step>/<attempt>-<part>.parquet
                           model/<attempt>/<file>,               model/MANIFEST.json
+                          answers/<index>.json                  dataset/<attempt>/traces.jsonl,        dataset/MANIFEST.json
 
 Numbers are padded with zeros, so that the order of keys is the order of steps. Whatever only one attempt may write without asking
 carries the attempt in its key: a process that was given up for dead can never overwrite its successor's blobs. The keys without an
@@ -92,6 +93,24 @@ class StageKeys:
     def model_manifest(self) -> str:
         """Names the files of the final weights."""
         return f"{self.model}/{MANIFEST}"
+
+    @property
+    def answers(self) -> str:
+        """Prefix of what a teacher said."""
+        return f"{self.folder}/answers/"
+
+    def answer(self, index: int) -> str:
+        """What a teacher said about one task."""
+        return f"{self.answers}{_step(index)}.json"
+
+    def dataset(self, attempt: int) -> str:
+        """What was kept of it, as a file of traces."""
+        return f"{self.folder}/dataset/{_number(attempt, ATTEMPT_DIGITS)}/traces.jsonl"
+
+    @property
+    def dataset_manifest(self) -> str:
+        """Where that comes from; makes it final."""
+        return f"{self.folder}/dataset/{MANIFEST}"
 
     def rollouts(self, step: int, attempt: int, part: int = 0) -> str:
         """Rollouts that a step consumed."""
