@@ -152,7 +152,7 @@ def test_a_deleted_pod_is_overdue_some_seconds_after_its_deadline(deadline, over
 
 
 def test_a_pod_that_was_deleted_without_grace_is_not_deleted_again():
-    gone = {"deletionTimestamp": "2026-05-04T08:50:00Z", "deletionGracePeriodSeconds": 0, "finalizers": ["batch.kubernetes.io/job-tracking"]}
+    gone = {"deletionTimestamp": "2026-05-04T08:50:00Z", "deletionGracePeriodSeconds": 0, "finalizers": ["example.test/kept"]}
     (view,) = read_children(OWNER, [pod(status={"phase": "Running"}, **gone)], NOW).pods
     assert (view.wedged, view.ended) == (False, True)
 
