@@ -6,7 +6,7 @@ verifier service -> held_out_tasks -> prompts;   files + prompts + traces named 
 
 from collections.abc import Mapping, Sequence
 
-from rlvr_api.spec import Contamination as ContaminationSpec
+from rlvr_api.provenance import Contamination as ContaminationSpec
 from rlvr_api.spec import Evaluation, RLVRJobSpec
 from rlvr_api.stages import Evaluate
 from rlvr_api.wire import EnvironmentInfo, Task, TaskRequest
