@@ -28,6 +28,10 @@ class Model(ApiModel):
     uri: Annotated[Uri, Field(pattern=r"^(file://|s3://).+")]
     """A Hugging Face folder with safetensors: `file:///path`, `s3://bucket/prefix`, or in local runs
     `file://path` relative to the job's file."""
+    from_: Annotated[Uri, Field(pattern=r"^s3://[^/]+/.+$")] | None = Field(alias="from", default=None)
+    """Fork: begin with the weights of another run's checkpoint, in float32, and take only configuration and tokenizer from `uri`. Its job's
+    folder, `<storage.uri>/<job>`, for the newest; with `/<NN-stage>` for that stage's newest; with `/checkpoints/<step>` for that one. It
+    is fixed at the first attempt. Final weights of a run, in `<NN-stage>/model`, can be `uri` itself."""
     max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
     """Longest prompt and completion together, in tokens."""
     chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None

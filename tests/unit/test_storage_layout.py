@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_trainer.storage.layout import CheckpointKey, StageKeys, attempt_key, attempt_of
+from rlvr_trainer.storage.layout import CheckpointKey, CheckpointPlace, StageKeys, attempt_key, attempt_of
 
 STAGE = StageKeys(3, "climb")
 STEPS = st.integers(0, 10**8 - 1)
@@ -45,3 +45,18 @@ def test_numbers_that_would_break_the_order_are_refused():
     for step in (-1, 10**8):
         with pytest.raises(ValueError, match="no key"):
             STAGE.record(step)
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("s3://runs/a/job", ("s3://runs/a/job", None, None)),
+        ("s3://runs/job/", ("s3://runs/job", None, None)),
+        ("s3://runs/job/01-climb", ("s3://runs/job", StageKeys(1, "climb"), None)),
+        ("s3://runs/a/job/01-climb/checkpoints/00000020", ("s3://runs/a/job", StageKeys(1, "climb"), 20)),
+        ("s3://runs/checkpoints/00000020", ("s3://runs/checkpoints/00000020", None, None)),
+    ],
+)
+def test_an_address_means_a_job_a_stage_or_a_checkpoint(uri, found):
+    place = CheckpointPlace.parse(uri)
+    assert (place.job, place.stage, place.step) == found

@@ -28,6 +28,7 @@ from rlvr_trainer.collector.verifiers import VerifierClient
 from rlvr_trainer.context import BadInputError, RunContext
 from rlvr_trainer.evaluation import plan_evaluation
 from rlvr_trainer.fleet import EngineFleet
+from rlvr_trainer.fork import begin_with, open_fork
 from rlvr_trainer.metrics_log import MetricsLog
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.progress import ProgressBoard, serving
@@ -90,7 +91,10 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
             policy = _load_policy(context)
             chat = _chat_format(context)
             traces = check_traces(context, chat)
-            lineage = lineage or begin_lineage(context.job, context.model_dir)
+            fork = open_fork(context, store, claim)
+            if lineage is None and fork is not None:
+                begin_with(fork, policy.load_tensors)
+            lineage = lineage or begin_lineage(context.job, context.model_dir, fork)
             verifiers = VerifierClient(context.verifier_url, client, spec.deadlines.stall_seconds)
             board.update(message="waiting for the verifier service")
             known, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
@@ -119,6 +123,7 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
                     versions=VersionHistory(),
                     provenance=Provenance(lineage, known),
                     contamination=contamination,
+                    fork=fork,
                     references=references,
                 )
     finally:

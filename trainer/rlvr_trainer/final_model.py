@@ -21,7 +21,8 @@ def export_final_model(run: Run, keys: StageKeys, step: int) -> None:
     dtype = getattr(torch, run.context.job.spec.precision.engine)
     tensors = run.policy.engine_named_tensors()
     manifest = export_model(
-        run.store, keys, run.claim, tensors, run.context.model_dir, dtype, step, run.versions.current, run.provenance.lineage
-    )
+        run.store, keys, run.claim, tensors, run.context.model_dir, dtype, step, run.versions.current,
+        lineage=run.provenance.lineage, chat_template=run.context.job.spec.model.chat_template,
+    )  # fmt: skip
     logger.info("the final model is in %s/%s", run.store.uri(keys.model), manifest.folder)
     run.board.update(message="done")

@@ -1,5 +1,6 @@
 """`python -m rlvr_trainer.model_source`: brings a model from S3 into the folder of RLVR_MODEL_DIR, before anything loads it.
 
+A folder with a `MANIFEST.json`, as a stage's `model` is, holds what that names; any other holds what is listed.
 Files that are there with the right size stay, so a run that resumes loads nothing twice. Each file is written under another name and
 renamed when it is whole. It runs as init container of engines and learner in a cluster, and once before a local run.
 """
@@ -16,6 +17,9 @@ from rlvr_api.process import ExitCode, Variable
 from rlvr_api.spec import RLVRJob, Storage
 from rlvr_trainer.context import BadInputError
 from rlvr_trainer.storage.client import S3Settings, connect
+from rlvr_trainer.storage.errors import CorruptObjectError
+from rlvr_trainer.storage.folders import parse_model_manifest
+from rlvr_trainer.storage.layout import MANIFEST
 
 logger = logging.getLogger("rlvr_trainer.model_source")
 
@@ -48,6 +52,8 @@ def download_model(uri: str, storage: Storage, destination: Path) -> int:
         if not sizes:
             raise BadInputError(f"spec.model.uri: nothing is below {uri}: check the bucket and the prefix")
         fetched = 0
+        if prefix + MANIFEST in sizes:
+            prefix, sizes = _named(client.get_object(Bucket=bucket, Key=prefix + MANIFEST)["Body"].read(), uri, prefix)
         for key, size in sizes.items():
             file = destination / _inside(key.removeprefix(prefix), uri)
             if file.is_file() and file.stat().st_size == size:
@@ -63,6 +69,15 @@ def download_model(uri: str, storage: Storage, destination: Path) -> int:
         raise BadInputError(f"spec.model.uri: {uri} cannot be read from {storage.endpoint or 'AWS'}: {error}") from None
     finally:
         client.close()
+
+
+def _named(manifest: bytes, uri: str, prefix: str) -> tuple[str, dict[str, int]]:
+    """Prefix and sizes of the files that a manifest names."""
+    try:
+        found = parse_model_manifest(manifest, f"{uri}/{MANIFEST}")
+    except CorruptObjectError as error:
+        raise BadInputError(f"spec.model.uri: {error}") from None
+    return f"{prefix}{found.folder}/", {prefix + blob.key: blob.bytes for blob in found.files}
 
 
 def _inside(name: str, uri: str) -> PurePosixPath:

@@ -141,7 +141,7 @@ class Policy:
             ValueError: the weights of another model; none is changed.
         """
         parameters = self.parameters()
-        found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        found = weights_of(tensors)
         differing = sorted(found.keys() ^ parameters.keys()) or sorted(n for n, p in parameters.items() if found[n].shape != p.shape)
         if differing:
             raise ValueError(
@@ -185,6 +185,11 @@ class Policy:
             switch(tree_attention.NAME)
         rows = log_softmax(logits[len(prompt) - 1 : -1].float(), -1)
         return rows.gather(1, ids[len(prompt) :, None])[:, 0]
+
+
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights among a checkpoint's tensors, by the names of `Policy.parameters`."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from rlvr_api.stages import Stage
 from rlvr_api.wire import EnvironmentInfo, Message
 from rlvr_trainer.contamination import ContaminationIndex, Reference
 from rlvr_trainer.context import BadInputError
+from rlvr_trainer.fork import Fork
 from rlvr_trainer.storage.errors import CorruptObjectError
 from rlvr_trainer.storage.lineage import (
     LINEAGE_FILE,
@@ -89,22 +90,27 @@ class Provenance:
         self._lineage = self._lineage.model_copy(update={"stages": (*self._lineage.stages[:-1], stage)})
 
 
-def begin_lineage(job: RLVRJob, folder: Path) -> Lineage:
-    """The lineage of a base model that nothing has trained yet.
+def begin_lineage(job: RLVRJob, folder: Path, fork: Fork | None = None) -> Lineage:
+    """The lineage of weights that the job has not trained yet.
 
     Args:
         folder: of the base model; a model of an earlier job has its lineage in it.
+        fork: what the weights are from instead.
 
     Raises:
-        BadInputError: its lineage cannot be read, or names traces that the job forbids.
+        BadInputError: their lineage cannot be read, or names traces that the job forbids.
     """
+    job_name = f"{job.metadata.namespace}/{job.metadata.name}"
+    if fork is not None:
+        source, parent = fork.source()
+        return allowed(Lineage(job=job_name, base=source, parent=parent), job)
     file = folder / LINEAGE_FILE
     try:
         parent = parse_lineage(file.read_bytes(), str(file)) if file.is_file() else None
     except CorruptObjectError as error:
         raise BadInputError(f"spec.model.uri: {error}") from None
     base = SourceModel(uri=job.spec.model.uri, sha256=digest_folder(folder))
-    return allowed(Lineage(job=f"{job.metadata.namespace}/{job.metadata.name}", base=base, parent=parent), job)
+    return allowed(Lineage(job=job_name, base=base, parent=parent), job)
 
 
 def allowed(lineage: Lineage, job: RLVRJob) -> Lineage:

@@ -22,9 +22,10 @@ from rlvr_trainer.collector.episode import EpisodeRunner
 from rlvr_trainer.contamination import Reference
 from rlvr_trainer.context import RunContext
 from rlvr_trainer.evaluation import EvaluationPlan, evaluate
+from rlvr_trainer.fork import Fork
 from rlvr_trainer.metrics import EvaluationCell, EvaluationResult, summarize_evaluation
 from rlvr_trainer.metrics_log import MetricsLog
-from rlvr_trainer.policy import Policy
+from rlvr_trainer.policy import Policy, read_weights, weights_of
 from rlvr_trainer.progress import ProgressBoard
 from rlvr_trainer.provenance import Provenance
 from rlvr_trainer.storage.attempts import AttemptClaim
@@ -75,12 +76,22 @@ class Run:
     provenance: Provenance
     contamination: Mapping[str, Contamination] = field(default_factory=dict)
     """What the preflight found in the traces of stages, by URI."""
+    fork: Fork | None = None
+    """What the job began with, where that is no folder."""
     references: Sequence[Reference] = ()
     """What stages that make their own traces must look for in them."""
     results: dict[str, EvaluationResult] = field(default_factory=dict)
     """This attempt's last evaluation of each stage, by its name."""
     published: bool = False
     """This attempt has published weights, which engines that come back can be given."""
+
+    def first_weights(self) -> Mapping[str, Tensor]:
+        """The weights that the job began with, by the names of `Policy.parameters`, on the CPU.
+
+        Raises:
+            BadInputError: it began with a checkpoint that is gone.
+        """
+        return read_weights(self.context.model_dir) if self.fork is None else weights_of(self.fork.load())
 
     def check(self) -> None:
         """Do what must not wait: stop when asked to, and bring engines that came back up to date.

@@ -101,6 +101,12 @@ def _package_problems() -> Iterator[Problem]:
 
 
 def _model_problems(job: RLVRJob) -> Iterator[Problem]:
+    if job.spec.model.from_ is not None and job.spec.storage.endpoint is None:
+        yield Problem(
+            "spec.model.from",
+            f"is {job.spec.model.from_}, and without spec.storage.endpoint the run's own S3 server has nothing but this run: set the "
+            "endpoint of the store that holds it",
+        )
     uri, path = job.spec.model.uri, "spec.model.uri"
     if not uri.startswith(FILE_SCHEME):
         if job.spec.storage.endpoint is None:

@@ -1,7 +1,7 @@
 """Which weights a stage's `referenceKl` is about, also when an attempt begins in the middle of the stage.
 
-base:        the model's folder
-stageStart:  what the last stage before left in its final checkpoint, else the model's folder
+base:        what the job began with: the model's folder, or a fork's checkpoint
+stageStart:  what the last stage before left in its final checkpoint, else the base
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from rlvr_api.stages import Rlvr
-from rlvr_trainer.policy import PREFIX, read_weights
+from rlvr_trainer.policy import weights_of
 from rlvr_trainer.run import Run
 from rlvr_trainer.storage.checkpoint_reader import load_latest
 from rlvr_trainer.storage.layout import StageKeys
@@ -30,5 +30,5 @@ def reference_weights(run: Run, stage: Rlvr, index: int) -> Mapping[str, Tensor]
         earlier = [StageKeys(number, other.name) for number, other in enumerate(run.context.job.spec.stages[:index])]
         checkpoint = load_latest(run.store, earlier) if earlier else None
         if checkpoint is not None:
-            return {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(PREFIX)}
-    return read_weights(run.context.model_dir)
+            return weights_of(checkpoint.tensors)
+    return run.first_weights()

@@ -27,6 +27,7 @@ FILE_BYTES = 5_000_000_000
 """Largest weights file, as in the libraries of Hugging Face."""
 COPIED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 """Configuration and tokenizer. Weights of other formats would contradict the new ones, and code is not ours to spread."""
+CHAT_TEMPLATE = "chat_template.jinja"
 INDEX = "model.safetensors.index.json"
 
 
@@ -48,6 +49,7 @@ def export_model(
     step: int,
     weight_version: int,
     lineage: Lineage | None = None,
+    chat_template: str | None = None,
 ) -> ModelManifest:
     """Write final weights, once for a stage; gives what is there when an earlier attempt has done it.
 
@@ -61,6 +63,7 @@ def export_model(
         step: optimizer steps of the stage.
         weight_version: version of these weights among the engines.
         lineage: what they come from; also a file of the folder.
+        chat_template: takes the place of the one in `source`.
 
     Raises:
         SupersededError: a newer attempt has claimed.
@@ -73,6 +76,8 @@ def export_model(
     claim.check()
     place, folder = store.below(stage.model), model_folder(claim.attempt)
     small = {name: content for name, content in _small_files(source, dtype).items() if name != LINEAGE_FILE}  # that of the base
+    if chat_template is not None:  # this file wins over what a tokenizer's configuration says
+        small[CHAT_TEMPLATE] = chat_template.encode()
     if lineage is not None:
         small[LINEAGE_FILE] = lineage.to_bytes()
     files = [place.put(f"{folder}/{name}", content) for name, content in small.items()]

@@ -3,6 +3,7 @@
 Below `<storage.uri>/<job>`:
 
     attempts/<attempt>.json
+    fork.json
     <stage index>-<stage>/rollouts/<step>/<attempt>-<part>.parquet
                           records/<step>.json
                           checkpoints/<step>/<attempt>/<blob>,  checkpoints/<step>/MANIFEST.json
@@ -152,6 +153,33 @@ class StageKeys:
 
     def _inside(self, key: str) -> str:
         return key.removeprefix(f"{self.folder}/") if key.startswith(f"{self.folder}/") else ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPlace:
+    """What an address in a store says of a checkpoint."""
+
+    job: str
+    """Address of the job's folder."""
+    stage: StageKeys | None = None
+    """None: any."""
+    step: int | None = None
+    """None: the newest."""
+
+    @classmethod
+    def parse(cls, uri: str) -> "CheckpointPlace":
+        """A job's, stage's or checkpoint's folder; what is none of the latter two is the first."""
+        parts = uri.rstrip("/").split("/")
+        if len(parts) > 5 and parts[-2] == "checkpoints" and re.fullmatch(rf"\d{{{STEP_DIGITS}}}", parts[-1]):
+            stage = StageKeys.parse(parts[-3])
+            if stage is not None:
+                return cls("/".join(parts[:-3]), stage, int(parts[-1]))
+        stage = StageKeys.parse(parts[-1])
+        return cls("/".join(parts[:-1]), stage) if stage is not None else cls("/".join(parts))
+
+
+FORK = "fork.json"
+"""What a job that began with another run's checkpoint began with."""
 
 
 def model_folder(attempt: int) -> str:
