@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
+from commands import run
 
 from rlvr_verifier.sandbox.canonical import encode
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox, SandboxError
@@ -138,6 +141,24 @@ def test_an_item_finds_nothing_of_the_last_one_in_its_memory(sandbox: Sandbox) -
     assert values(call(sandbox, source, 1)) == ["i1"]
     assert values(call(sandbox, SCAN + f"\nkeep = {marker!r}", hidden, seconds=30.0)) != ["i0"], "the scan finds what is there"
     assert values(call(sandbox, SCAN, hidden, seconds=30.0)) == ["i0"]
+
+
+def test_a_domain_reads_what_it_may_and_writes_where_it_may(tmp_path: Path) -> None:
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+    code = """
+import sys
+from rlvr_verifier.sandbox import landlock
+landlock.restrict([sys.argv[1]], [sys.argv[1] + "/open", "/dev/null"])
+for path in ("/open/new", "/shut/new"):
+    try: open(sys.argv[1] + path, "w").write("x")
+    except PermissionError: print("refused", end=" ")
+    else: print(open(sys.argv[1] + path).read(), end=" ")
+open("/dev/null", "w").write("x")
+try: open("/etc/passwd")
+except PermissionError: print("unread")
+"""
+    assert run(sys.executable, "-c", code, tmp_path).stdout == "x refused unread\n"
 
 
 def test_the_standard_library_works_under_the_allow_list(sandbox: Sandbox) -> None:

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 VERSION = 1
 RULE_PATH_BENEATH = 1
-FS_EXECUTE, FS_READ_FILE, FS_READ_DIR = 1 << 0, 1 << 2, 1 << 3
+FS_READ = 1 << 0 | 1 << 2 | 1 << 3
+"""To execute and read files, and to list folders."""
 FS_ALL = (1 << 16) - 1
 """Every right over files that ABI 5 knows, the control of devices included."""
+FS_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
+"""Those that a path may have which is no folder."""
 NET_ALL = 0b11
 """Binding and connecting TCP sockets."""
 SCOPE_ALL = 0b11
@@ -37,21 +40,22 @@ def abi() -> int:
     return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION)))
 
 
-def restrict(readable: Sequence[str]) -> None:
-    """Enter a domain in which nothing but reading below `readable` is allowed; paths that do not exist are left out.
+def restrict(readable: Sequence[str], writable: Sequence[str] = ()) -> None:
+    """Enter a domain in which nothing is allowed but reading below `readable`, and anything below `writable`; paths that do not exist are
+    left out.
 
     Raises:
         OSError: the kernel refuses.
     """
     ruleset = _create(_RulesetAttributes(FS_ALL, NET_ALL, SCOPE_ALL))
     try:
-        for path in readable:
+        for path in (*readable, *writable):
             try:
                 parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
             try:
-                access = FS_EXECUTE | FS_READ_FILE | (FS_READ_DIR if os.path.isdir(path) else 0)
+                access = (FS_ALL if path in writable else FS_READ) & (FS_ALL if os.path.isdir(path) else FS_OF_FILES)
                 _call(ADD_RULE, ruleset, RULE_PATH_BENEATH, ctypes.byref(_PathBeneath(access, parent)), 0)
             finally:
                 os.close(parent)
