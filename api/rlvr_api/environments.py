@@ -6,6 +6,7 @@ Each kind is one optional member of `EnvironmentSpec`; the verifier service has 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
+from pydantic.alias_generators import to_camel
 
 from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
 
@@ -15,9 +16,11 @@ class Arithmetic(ApiModel):
 
     operations: Annotated[tuple[Literal["+", "-", "*"], ...], Field(min_length=1, max_length=3)] = ("+",)
     """Operations to draw from, each at most once."""
-    extraction: Literal["lastInteger", "exact"] = "lastInteger"
-    """What counts as the answer: the last integer of the completion, or the whole completion without surrounding space. A model that
-    truncates in the middle of a sentence is still paid by `lastInteger`, and almost never by `exact`."""
+    extraction: Literal["lastInteger", "exact", "expression"] = "lastInteger"
+    """What counts as the answer: the last integer of the completion, the whole completion without surrounding space, or the value of
+    its last expression. A model that truncates in the middle of a sentence is still paid by `lastInteger`, and almost never by `exact`.
+    `expression` simplifies before it compares, as graders of mathematics do, and so pays for repeating the question: use it with
+    `audit`."""
     instruction: Annotated[str, Field(min_length=1, max_length=500)] = "What is {problem}? Reply with only the number."
     """The user's message; `{problem}` is replaced by for example `3 + 4`."""
 
@@ -105,6 +108,31 @@ class Levels(ApiModel):
         return self
 
 
+class FinalAnswer(ApiModel):
+    r"""Compares one literal number exactly: all of the last `\boxed{}`, or else the last number of the completion. It works nothing out,
+    so neither an expression nor the question itself is an answer. Every gold answer must be a number."""
+
+
+AUDIT_KINDS = ("final_answer",)
+
+
+class AuditVerifier(ApiModel):
+    """A second verifier of the same tasks, stronger than the one that pays; exactly one kind is set."""
+
+    final_answer: FinalAnswer | None = None
+    """Literal numbers. For `arithmetic` and `math`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        one_member(self, AUDIT_KINDS)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of `AUDIT_KINDS` is set."""
+        return one_member(self, AUDIT_KINDS)
+
+
 ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio")
 DATASET_KINDS = ("math", "python_functions", "stdio")
 """Kinds whose problems are listed: they have level 0 alone."""
@@ -131,11 +159,15 @@ class EnvironmentSpec(ApiModel):
     """A dataset of functions to write."""
     stdio: Stdio | None = None
     """A dataset of programs to write."""
+    audit: AuditVerifier | None = None
+    """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind in DATASET_KINDS and self.levels.maximum != 0:
             raise ValueError("a dataset has one level: remove levels, or list one environment for each difficulty")
+        if self.audit is not None and self.kind not in ("arithmetic", "math"):
+            raise ValueError(f"audit.finalAnswer is for arithmetic and math, not for {to_camel(self.kind)}: remove audit")
         return self
 
     @property

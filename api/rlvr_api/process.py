@@ -60,5 +60,8 @@ class ExitCode:
     """The job cannot run as written; the last line on stderr says why. Not restarted."""
     SUSPENDED = 75
     """Stopped on request after committing a checkpoint. Restarted when asked."""
+    UNTRUSTWORTHY = 77
+    """The reward cannot be believed (`integrity.onViolation: Pause`); a checkpoint is committed, and the last line on stderr says why.
+    Restarted when the spec was changed."""
     SUPERSEDED = 76
     """A newer attempt has committed. Not restarted."""

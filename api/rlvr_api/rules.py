@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
-from rlvr_api.environments import DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
+from rlvr_api.environments import AUDIT_KINDS, DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
 from rlvr_api.names import MAX_JOB_NAME
 from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
 
@@ -40,14 +40,24 @@ def _any_of(place: str, kinds: tuple[str, ...]) -> str:
 
 def fixed(path: str) -> Rule:
     """The field may not change once the object exists; its twin is `rlvr_api.changes`."""
-    return Rule(f"self.{path} == oldSelf.{path}", f"{path} says what is trained and is fixed once the job exists: create another job")
+    same = f"self.{path} == oldSelf.{path}"
+    if path in FIXED_OPTIONAL:
+        same = f"has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || {same})"
+    return Rule(same, f"{path} says what is trained and is fixed once the job exists: create another job")
 
 
 FIXED = ("seed", "model", "precision", "storage.uri", "environments", "sampling", "stages", "evaluation", "offPolicy", "provenance")
 """Paths below `spec` that say what is trained."""
+FIXED_OPTIONAL = ("integrity.audit",)
+"""The same, without a default."""
 
 _STALE = "self.offPolicy.maxStaleness > 0"
 _CORRECTS = "!has(self.offPolicy.correction.none)"
+_ALGORITHM = "s.rlvr.algorithm"
+_DIVIDES = " || ".join([
+    f"has({_ALGORITHM}.reinforcePlusPlus)",
+    *(f"(has({_ALGORITHM}.{name}) && {_ALGORITHM}.{name}.normalizeByStd)" for name in ("grpo", "dapo", "gspo", "cispo", "sapo")),
+])  # fmt: skip
 _OVERLONG = "s.rlvr.algorithm.dapo.overlong"
 
 _CAPS = {"tokenTruncated": "cap", "sequenceTruncated": "cap", "tokenMasked": "high", "sequenceMasked": "high"}
@@ -62,7 +72,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
             f"self.levels.maximum == 0 || !({_any_of('self', DATASET_KINDS)})",
             "a dataset has one level: remove levels, or list one environment for each difficulty",
         ),
+        Rule(
+            "!has(self.audit) || has(self.arithmetic) || has(self.math)",
+            "audit.finalAnswer is for arithmetic and math alone: remove audit",
+        ),
     ),
+    "AuditVerifier": (one_of(AUDIT_KINDS),),
     "Levels": (Rule("self.maximum >= self.start", "maximum is below start; write the same number for one level only"),),
     "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
     "Rlvr": (
@@ -163,6 +178,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "verifiers.sandboxResources means nothing without an environment that runs code: remove it",
         ),
         Rule(
+            "has(self.integrity.audit) == self.environments.exists(e, has(e.audit))",
+            "integrity.audit and environments[].audit go together: the one says how often, the other by what",
+        ),
+        Rule(
+            f"!has(self.integrity.audit) || self.integrity.audit.rewards == 'paid' || !self.stages.exists(s, has(s.rlvr) && ({_DIVIDES}))",
+            "an algorithm that divides by a standard deviation undoes integrity.audit: take normalizeByStd: false or another algorithm, or "
+            "set integrity.audit.rewards to paid",
+        ),
+        Rule(
             f"!({_STALE}) || !self.stages.exists(s, has(s.rlvr) && s.rlvr.ordered)",
             "an ordered stage repeats a run only with offPolicy.maxStaleness 0",
         ),
@@ -179,7 +203,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "s.distill.teacher.credentialsSecret.name))",
             "the teachers of a job share one credentialsSecret: name the same one, or make two jobs",
         ),
-        *map(fixed, FIXED),
+        *map(fixed, (*FIXED, *FIXED_OPTIONAL)),
     ),
     "RLVRJob": (
         Rule(

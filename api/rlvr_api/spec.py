@@ -13,7 +13,9 @@ from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
 from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec
-from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri
+from rlvr_api.integrity import Integrity, check_integrity
+from rlvr_api.model import ApiModel, Name, PositiveSeconds, Uri
+from rlvr_api.observability import Observability
 from rlvr_api.off_policy import OffPolicy
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, Resources, SecretReference, refuse_reserved
 from rlvr_api.provenance import Provenance
@@ -249,22 +251,6 @@ class Scheduling(ApiModel):
     """Protects learner and `rollouts.minAvailable` engines from voluntary evictions, and so blocks node drains meanwhile."""
 
 
-class Tracing(ApiModel):
-    """OpenTelemetry over OTLP/HTTP."""
-
-    endpoint: Annotated[Uri, Field(pattern=r"^https?://.+")]
-    """Base URL of the collector, for example `http://otel-collector:4318`."""
-    sampling_ratio: Fraction = 1.0
-    """Share of the traces kept, decided once at a group's admission."""
-
-
-class Observability(ApiModel):
-    """Traces and metrics."""
-
-    tracing: Tracing | None = None
-    """Unset: nothing is exported."""
-
-
 class RLVRJobSpec(ApiModel):
     """What is trained, on what, how, and with which parts."""
 
@@ -296,6 +282,8 @@ class RLVRJobSpec(ApiModel):
     """Asynchrony."""
     provenance: Provenance = Provenance()
     """What the model may come from."""
+    integrity: Integrity = Integrity()
+    """Whether the reward can be believed."""
     failure_policy: FailurePolicy = FailurePolicy()
     """Restart budgets."""
     deadlines: Deadlines = Deadlines()
@@ -328,6 +316,7 @@ class RLVRJobSpec(ApiModel):
             self._check_correction(index, stage)
             self._check_promotion(index, stage)
             self._check_provenance(index, stage)
+        check_integrity(self.integrity, self.environments, self.stages)
         return self
 
     @property

@@ -61,6 +61,27 @@ class GovernorProgress(ApiModel):
     """What it did then, and why, on one line."""
 
 
+class RewardTrust(ApiModel):
+    """Whether the reward can be believed, as the learner judges by audits and canaries of the last `integrity.windowSteps` steps."""
+
+    status: Literal["True", "False", "Unknown"]
+    """`False`: a bound is broken for certain."""
+    reason: Reason
+    """The worst that was found, for programs."""
+    message: Text = ""
+    """All that was found, for people, on one line."""
+    audited: Count = 0
+    """Audits that it rests on."""
+    environment: Name | None = None
+    """The environment with the largest hack rate, which the rates are of."""
+    hack_rate: Fraction | None = None
+    """Estimated share of its rollouts that were paid for a wrong answer."""
+    false_positive_rate: Fraction | None = None
+    """Estimated P(paid | wrong)."""
+    false_negative_rate: Fraction | None = None
+    """Estimated P(refused | right)."""
+
+
 class Progress(ApiModel):
     """Body of the learner's `GET /status`, and `status.progress` of the job."""
 
@@ -100,6 +121,8 @@ class Progress(ApiModel):
     """Step of the last committed checkpoint."""
     eta_seconds: Annotated[float, Field(ge=0.0)] | None = None
     """Estimated seconds until all steps are finished, at the pace of the last steps."""
+    reward_trust: RewardTrust | None = None
+    """Whether the reward can be believed; unset before the first step."""
     message: Text = ""
     """What the learner is doing now, in a few words, on one line."""
     last_updated: AwareDatetime

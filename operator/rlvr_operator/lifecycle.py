@@ -4,6 +4,7 @@
 
       over      keep its end; remove engines and verifiers, later the learner's pod
       suspend   end the learner (it commits), then everything else
+      hold      the learner ended because its reward cannot be believed: engines and verifiers go, until the spec is changed
       run       an attempt of the learner (numbered, never reused), verifiers at once, engines once a learner's preflight has passed
 
 The attempt's number is in the status before any of its objects exists. Nothing here remembers: killed at any point, the operator decides
@@ -38,6 +39,9 @@ from rlvr_operator.render import Object, Owner, Site
 from rlvr_operator.render.site import spec_hash
 from rlvr_operator.status import next_status
 
+HOW_TO_GO_ON = (
+    "paused by spec.integrity.onViolation: mend the environment in a new job, or set onViolation to Warn to go on from the last checkpoint"
+)
 STOPPED = (Phase.SUSPENDING, Phase.SUSPENDED)
 
 
@@ -88,6 +92,8 @@ def decide(look: Look) -> Decision:
         return _finish(look, Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "all stages are finished"))
     if look.job.spec.suspend:
         return _suspend(look)
+    if end is not None and end.exit_code == ExitCode.UNTRUSTWORTHY and look.previous.observed_generation in (None, look.generation):
+        return _hold(look, end)
     return _run(look, end)
 
 
@@ -136,6 +142,17 @@ def _suspend(look: Look) -> Decision:
     base = look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
     deletions += wedged_pods(seen)
     return Decision(_status(look, base, ending), objects=_standing(look), deletions=tuple(deletions))
+
+
+def _hold(look: Look, end: AttemptEnd) -> Decision:
+    """The reward cannot be believed: engines and verifiers go, the learner's pod stays for its words, until the spec is changed."""
+    progress = look.seen.progress or look.previous.progress
+    found = end.message if progress is None or progress.reward_trust is None else progress.reward_trust.message
+    message = f"{HOW_TO_GO_ON}; found: {found}"
+    held = Ending(Phase.SUSPENDED, Reason.REWARD_NOT_TRUSTWORTHY, message)
+    base = look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
+    deletions = (*remove_services(look.seen), *wedged_pods(look.seen))
+    return Decision(_status(look, base, held), objects=_standing(look), deletions=deletions)
 
 
 def _run(look: Look, end: AttemptEnd | None) -> Decision:

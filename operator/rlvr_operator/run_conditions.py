@@ -1,4 +1,7 @@
-"""Conditions of a run in a cluster beyond the readiness of its roles: placement, weights, checkpoints, progress. Pure."""
+"""Conditions of a run in a cluster beyond the readiness of its roles: placement, weights, checkpoints, progress. Pure.
+
+Trust in the reward is judged by the learner, and said in local runs as well.
+"""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -35,6 +38,14 @@ def run_conditions(seen: Observation, running_since: datetime | None, over: bool
         (ConditionType.PROGRESSING, _progressing),
     ):
         yield _condition(kind, judge(seen, progress) if at_work and progress is not None else idle, now)
+
+
+def trust_condition(progress: Progress | None, now: datetime) -> Condition:
+    """RewardTrustworthy, in the words of the learner; it outlives the learner, since a paused or finished run is judged by it."""
+    trust = None if progress is None else progress.reward_trust
+    if trust is None:
+        return _condition(ConditionType.REWARD_TRUSTWORTHY, ("Unknown", Reason.NOT_RUNNING, "no step was finished yet"), now)
+    return _condition(ConditionType.REWARD_TRUSTWORTHY, (trust.status, trust.reason, trust.message), now)
 
 
 def _condition(kind: ConditionType, verdict: Verdict, now: datetime) -> Condition:

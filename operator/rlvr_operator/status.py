@@ -13,7 +13,7 @@ from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import Role
 from rlvr_api.status import CheckpointStatus, Condition, RLVRJobStatus, RoleStatus
 from rlvr_operator.observation import Observation
-from rlvr_operator.run_conditions import run_conditions
+from rlvr_operator.run_conditions import run_conditions, trust_condition
 
 READINESS = {
     Role.ROLLOUT: (ConditionType.ROLLOUTS_READY, "engines"),
@@ -39,7 +39,8 @@ def next_status(previous: RLVRJobStatus | None, seen: Observation, now: datetime
     """The status that follows `previous`."""
     previous = RLVRJobStatus() if previous is None else previous
     running_since = previous.running_since or (now if seen.ending is None and seen.all_needed_ready() else None)
-    conditions = _timed(sorted(_conditions(seen, running_since, now), key=lambda condition: condition.type), previous)
+    trust = trust_condition(seen.progress or previous.progress, now)
+    conditions = _timed(sorted((*_conditions(seen, running_since, now), trust), key=lambda condition: condition.type), previous)
     phase = _phase(seen, running_since)
     reason, message = _foremost(seen, phase, conditions)
     engines = next((role for role in seen.roles if role.name is Role.ROLLOUT), RoleStatus(name=Role.ROLLOUT, desired=0))

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 from rlvr_api import algorithms, environments, off_policy, pods, spec, stages
 from rlvr_api.changes import CHANGEABLE
 from rlvr_api.crd import custom_resource_definition, job_schema
-from rlvr_api.rules import FIXED, LIST_KEYS, RULES, SET_LISTS
+from rlvr_api.rules import FIXED, FIXED_OPTIONAL, LIST_KEYS, RULES, SET_LISTS
 from rlvr_api.schema import schema_at, structural_schema
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.status import RLVRJobStatus
@@ -97,8 +97,10 @@ def test_rules_list_keys_and_sets_name_models_that_exist():
 
 def test_what_is_fixed_for_the_api_server_is_what_is_not_changeable():
     fields = {(to_camel(name),) for name in RLVRJobSpec.model_fields}
-    paths = fields - {("storage",)} | {("storage", to_camel(name)) for name in spec.Storage.model_fields}
-    assert {tuple(path.split(".")) for path in FIXED} == paths - set(CHANGEABLE)
+    paths = fields - {("storage",), ("integrity",)}
+    for name, model in (("storage", spec.Storage), ("integrity", spec.Integrity)):
+        paths |= {(name, to_camel(field)) for field in model.model_fields}
+    assert {tuple(path.split(".")) for path in (*FIXED, *FIXED_OPTIONAL)} == paths - set(CHANGEABLE)
 
 
 def is_model(item):

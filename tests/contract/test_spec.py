@@ -30,6 +30,17 @@ ALGORITHMS = {
 }  # fmt: skip
 """All that take a correction."""
 
+
+def audited(algorithm, **audit):
+    """A spec with audits."""
+    return {
+        **VALID["spec"],
+        "environments": [{"name": "sums", "arithmetic": {}, "audit": {"finalAnswer": {}}}],
+        "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": algorithm}}],
+        "integrity": {"audit": audit},
+    }
+
+
 REFUSED = {
     "two environments of one name": ("spec.environments", [{"name": "a", "arithmetic": {}}, {"name": "a", "arithmetic": {}}], "twice"),
     "two stages of one name": ("spec.stages", [{"name": "a", "rlvr": {"steps": 1}}, {"name": "a", "rlvr": {"steps": 1}}], "twice"),
@@ -178,6 +189,17 @@ REFUSED = {
         {"tolerations": [{"operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 3}]},
         "NoExecute only",
     ),
+    "an audit verifier that is never asked": ("spec.environments.0.audit", {"finalAnswer": {}}, "set integrity.audit to {}"),
+    "audits by nobody": ("spec.integrity.audit", {}, "no environment has an audit verifier"),
+    "an audit of a puzzle": (
+        "spec.environments.0",
+        {"name": "p", "reasoningGym": {"task": "chain_sum"}, "audit": {"finalAnswer": {}}},
+        "not for reasoningGym",
+    ),
+    "an audit verifier of no kind": ("spec.environments.0.audit", {}, "exactly one of finalAnswer"),
+    "audits that a standard deviation undoes": ("spec", audited({"grpo": {"normalizeByStd": True}}), "undoes integrity.audit"),
+    "audits that a batch's deviation undoes": ("spec", audited({"reinforcePlusPlus": {}}), "undoes integrity.audit"),
+    "a violation that is not provided for": ("spec.integrity", {"onViolation": "Rollback"}, "Warn"),
     "an amount in words": ("spec.rollouts.pod", {"resources": {"limits": {"memory": "4 GB"}}}, "of the form"),
     "a Secret's name in capitals": ("spec.storage.credentialsSecret", {"name": "S3"}, "of the form"),
     "a wish that is no truth value": ("spec.suspend", "yes", "true or false"),
@@ -216,6 +238,8 @@ OUT_OF_BOUNDS = {
     "spec.weightSync.timeoutSeconds": 0,
     "spec.offPolicy.maxStaleness": 65,
     "spec.offPolicy.governor.minEss": 1,
+    "spec.integrity.canaryRate": 1.5,
+    "spec.integrity.windowSteps": 0,
     "spec.failurePolicy.maxLearnerRestarts": -1,
     "spec.deadlines.provisioningSeconds": 86401,
     "spec.ttl.podsAfterFinishedSeconds": -1,
@@ -322,6 +346,8 @@ ACCEPTED = {
             "suspend": True,
         },
     ),
+    "audits": ("spec", audited({"grpo": {}}, positiveRate=0.1)),
+    "audits that only measure": ("spec", audited({"reinforcePlusPlus": {}}, rewards="paid")),
     "the longest name": ("metadata.name", "a" * 40),
 }
 

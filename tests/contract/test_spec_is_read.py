@@ -7,12 +7,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
-from rlvr_api.environments import ENVIRONMENT_KINDS
+from rlvr_api.environments import AUDIT_KINDS, ENVIRONMENT_KINDS
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.stages import STAGE_KINDS
 
 ROOT = Path(__file__).parents[2]
-BY_NAME = {*ALGORITHM_KINDS, *CORRECTION_KINDS, *ENVIRONMENT_KINDS, *STAGE_KINDS}
+BY_NAME = {*ALGORITHM_KINDS, *AUDIT_KINDS, *CORRECTION_KINDS, *ENVIRONMENT_KINDS, *STAGE_KINDS}
 """Members of which one is set: registries look them up by the kind's name."""
 
 

@@ -191,6 +191,17 @@ def test_refused_input_ends_everything_with_its_own_words(run, name):
     assert run.phase() == "Failed"
 
 
+def test_a_learner_that_distrusts_its_reward_pauses_the_run_and_its_words_are_shown(run):
+    (run.control / "learner.exit").write_text("77 error: paused by integrity.onViolation: environment sums pays for question-echo")
+    code, _, err = run.finish(run.start())
+    assert code == 1
+    assert "environment sums pays for question-echo" in err
+    assert "paused (RewardNotTrustworthy)" in err
+    assert run.phase() == "Suspended"
+    (run.control / "learner.exit").unlink()
+    assert run.finish(run.start())[0] == 0, "the same command goes on once it is trusted again"
+
+
 @pytest.mark.parametrize(("name", "field"), [("learner", "maxLearnerRestarts is 1"), ("rollout-0", "maxRoleRestarts is 2")])
 def test_an_exhausted_budget_fails_the_run_and_says_which(run, name, field):
     (run.control / "learner.hold").touch()

@@ -18,7 +18,7 @@ PROGRAM = """
 import random, sys
 import httpx, torch
 random.seed(0); torch.manual_seed(0)
-from rlvr_api.spec import Tracing
+from rlvr_api.observability import Tracing
 from rlvr_trainer import telemetry
 from rlvr_trainer.metrics import StepMetrics
 from rlvr_trainer.telemetry import Attribute, SpanName, StepInstruments

@@ -15,7 +15,7 @@ def write_problems(folder: Path, problems: Iterable[tuple[str, str]]) -> str:
     return f"file://{data}"
 
 
-def verifier_job(environments: list[dict[str, Any]], **verifiers: Any) -> RLVRJob:
+def verifier_job(environments: list[dict[str, Any]], integrity: dict[str, Any] | None = None, **verifiers: Any) -> RLVRJob:
     """A job with these environments; `verifiers` are fields of `spec.verifiers`."""
     return RLVRJob.model_validate({
         "apiVersion": "rlvr.dev/v1alpha1",
@@ -26,6 +26,7 @@ def verifier_job(environments: list[dict[str, Any]], **verifiers: Any) -> RLVRJo
             "environments": environments,
             "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
             "verifiers": verifiers,
+            "integrity": integrity or {},
         },
     })  # fmt: skip
 

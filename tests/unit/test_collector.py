@@ -15,18 +15,29 @@ from rlvr_api.environments import Arithmetic, EnvironmentSpec
 from rlvr_api.off_policy import OffPolicy
 from rlvr_api.spec import Sampling
 from rlvr_api.stages import Rlvr
-from rlvr_api.wire import Message, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse, Task, Verdict, VerdictStatus
+from rlvr_api.wire import (
+    CanaryTag,
+    CanaryVerdict,
+    Message,
+    SampleRequest,
+    SampleResponse,
+    ScoreRequest,
+    ScoreResponse,
+    Task,
+    Verdict,
+    VerdictStatus,
+)
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.collector import CollectionStalledError, Collector, EventLoopThread
 from rlvr_trainer.collector.curriculum import Curriculum
 from rlvr_trainer.collector.engines import EnginePool
-from rlvr_trainer.collector.episode import EpisodeRunner
+from rlvr_trainer.collector.episode import Episode, EpisodeRunner
 from rlvr_trainer.collector.http import RequestRefusedError
 from rlvr_trainer.collector.ledger import UNJUDGED, Batch, GroupLedger
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.collector.verifiers import VerifierClient
 from rlvr_trainer.pretrained import write_tiny_model
-from rlvr_trainer.rollout import RolloutGroup
+from rlvr_trainer.rollout import Admission, RolloutGroup
 
 ENVIRONMENT = EnvironmentSpec(name="sums", arithmetic=Arithmetic())
 Fault = Callable[[int], Response | None]
@@ -47,6 +58,9 @@ class World:
     engines_asked: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
 
+    audited: dict[str, bool] = field(default_factory=dict)
+    """Whether an item asked for a certain audit, by id."""
+    send_canaries: bool = False
     gone: set[str] = field(default_factory=set)
     leave_once: bool = False
     """Engines that are gone are chosen until their address was asked for."""
@@ -105,11 +119,14 @@ class World:
 
         @app.post("/verifier/v1/score")
         async def score(request: ScoreRequest) -> Response:
+            self.audited.update({item.id: item.audited for item in request.items})
             fault = self.score_fault(self._call("score"))
             if fault is not None:
                 return fault
             verdicts = tuple(self._judge(item.id) for item in request.items)
-            return Response(ScoreResponse(verdicts=verdicts).model_dump_json(), media_type="application/json")
+            canary = CanaryVerdict(environment="sums", tag=CanaryTag.EXPLOIT, probe="question-echo", kept=False)
+            answer = ScoreResponse(verdicts=verdicts, canaries=(canary,) if self.send_canaries else ())
+            return Response(answer.model_dump_json(), media_type="application/json")
 
         return app
 
@@ -175,6 +192,22 @@ def test_groups_are_collected_step_by_step_and_carry_what_the_engine_said(chat: 
     assert (rollout.token_ids, rollout.logprobs, rollout.oldest_version) == ((9, 10, 1), (-0.5, -0.5, -0.5), 3)
     assert rollout.text == "34"
     assert batches[-1].pending == ()
+
+
+def test_canaries_are_kept_apart_from_rewards_and_held_out_tasks_are_audited_for_certain(chat: ChatFormat, loop: EventLoopThread) -> None:
+    world = World(send_canaries=True)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(world.app()), base_url="http://world")
+    engines = EnginePool(world, client, Sampling(max_tokens=3), chat.end_token_ids)
+    verifiers = VerifierClient("http://world/verifier", client, 5.0)
+    runner = EpisodeRunner(engines, verifiers, chat, 1.0)
+    admission = Admission(0, "sums", 0, 7)
+    for split in ("train", "heldOut"):
+        group = loop.submit(runner.run(Episode(split, admission, split, 3, 1))).result(10)
+        assert len(group.rollouts) == 3
+    loop.submit(client.aclose()).result(5)
+    assert {id.split("/")[0]: audited for id, audited in world.audited.items()} == {"train": False, "heldOut": True}
+    assert [canary.probe for canary in verifiers.take_canaries()] == ["question-echo"] * 2
+    assert verifiers.take_canaries() == ()
 
 
 def test_a_lost_engine_means_another_try_of_the_same_index(chat: ChatFormat, loop: EventLoopThread) -> None:

@@ -103,6 +103,44 @@ def test_an_upgrade_of_the_operator_changes_no_image_of_a_running_attempt(runnin
     assert set(running.status.images.values()) == {"newer"}
 
 
+# a reward that cannot be believed
+
+
+def distrusted(world):
+    """The learner pauses the job, as `integrity.onViolation: Pause` has it."""
+    trust = {"status": "False", "reason": "HackRateExceeded", "message": "environment sums pays wrong answers in 9 % of the rollouts"}
+    world.progress = world.progress_at(7, reward_trust=trust)
+    world.cluster.end(world.learner(), ExitCode.UNTRUSTWORTHY)
+    world.settle()
+
+
+def test_a_paused_job_frees_its_engines_and_says_why_and_how_to_go_on(running):
+    distrusted(running)
+    running.cluster.stop_deleted()
+    running.wait(600)
+    running.settle()
+    status = running.status
+    assert (status.phase, status.reason, status.execution_attempt) == (Phase.SUSPENDED, Reason.REWARD_NOT_TRUSTWORTHY, 1)
+    assert not running.cluster.pods(Role.ROLLOUT)
+    assert not running.cluster.pods(Role.VERIFIER)
+    for part in ("set onViolation to Warn", "9 % of the rollouts"):
+        assert part in status.message
+    trust = running.condition(ConditionType.REWARD_TRUSTWORTHY)
+    assert (trust.status, trust.reason, trust.message) == ("False", Reason.HACK_RATE_EXCEEDED, running.progress.reward_trust.message)
+
+
+def test_a_paused_job_goes_on_when_its_spec_is_changed_and_not_before(running):
+    distrusted(running)
+    running.cluster.stop_deleted()
+    running.settle()
+    assert running.jobs() == [1]
+    running.edit(integrity={"onViolation": "Warn"})
+    running.settle()
+    running.drain()
+    assert running.status.execution_attempt == 2
+    assert running.bring_up(step=8).status.phase is Phase.RUNNING
+
+
 # suspension
 
 

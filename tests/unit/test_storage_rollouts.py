@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_api.wire import AuditVerdict, Verdict, VerdictStatus
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.storage import rollouts as module
 from rlvr_trainer.storage.errors import CorruptObjectError
@@ -19,12 +19,21 @@ RATES = st.none() | st.floats(0, 1)
 
 
 @st.composite
+def audits(draw):
+    return AuditVerdict(
+        probability=draw(st.floats(1e-6, 1)), score=draw(st.floats(0, 1)), verifier=draw(st.text(max_size=5)), verifier_version="1",
+        flaky=draw(st.booleans()), reason=draw(st.text(max_size=20)),
+    )  # fmt: skip
+
+
+@st.composite
 def verdicts(draw):
     status = draw(st.sampled_from(VerdictStatus))
     score = {VerdictStatus.INFRA_ERROR: None, VerdictStatus.PASS: draw(st.floats(1e-6, 1))}.get(status, 0.0)
     return Verdict(
         id=draw(st.text(min_size=1, max_size=10)), status=status, score=score, verifier=draw(st.text(max_size=5)), verifier_version="1",
         false_positive_rate=draw(RATES), false_negative_rate=draw(RATES), reason=draw(st.text(max_size=20)), seconds=draw(SECONDS),
+        audit=None if status is VerdictStatus.INFRA_ERROR else draw(st.none() | audits()),
     )  # fmt: skip
 
 
@@ -128,14 +137,21 @@ def test_other_versions_and_other_files_are_refused():
         pq.write_table(changed, sink)
         return sink.getvalue()
 
-    with pytest.raises(CorruptObjectError, match="schema version 2, and this code reads version 1"):
-        decode(written(table.replace_schema_metadata({VERSION_KEY: b"2"})))
+    with pytest.raises(CorruptObjectError, match="schema version 3, and this code reads 1 and 2"):
+        decode(written(table.replace_schema_metadata({VERSION_KEY: b"3"})))
     with pytest.raises(CorruptObjectError, match="version none"):
         decode(written(table.replace_schema_metadata({})))
     with pytest.raises(CorruptObjectError, match="columns are others"):
         decode(written(table.drop_columns(["text"])))
     with pytest.raises(CorruptObjectError, match="here is not a Parquet file"):
         decode(b"not Parquet at all")
+
+
+def test_files_from_before_audits_are_read():
+    table = pq.read_table(io.BytesIO(encode([simple_group(1)])))
+    sink = io.BytesIO()
+    pq.write_table(table.drop_columns(["audit"]).replace_schema_metadata({VERSION_KEY: b"1"}), sink)
+    assert decode(sink.getvalue()) == [simple_group(1)]
 
 
 def test_changed_rows_are_refused():

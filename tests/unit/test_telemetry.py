@@ -9,7 +9,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
-from rlvr_api.spec import Tracing
+from rlvr_api.observability import Tracing
 from rlvr_trainer import telemetry
 from rlvr_trainer.metrics import StepMetrics
 from rlvr_trainer.telemetry import GAUGES, StepInstruments, UrandomIds

@@ -17,7 +17,7 @@ from rlvr_trainer.assembly import assemble, open_store, take_over
 from rlvr_trainer.context import BadInputError, RunContext, read_context
 from rlvr_trainer.final_model import export_final_model
 from rlvr_trainer.promotion import check_promotion
-from rlvr_trainer.run import Run, StopRequestedError
+from rlvr_trainer.run import Run, StopRequestedError, UntrustworthyRewardError
 from rlvr_trainer.stages import STAGES
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint, latest_manifest, load_latest
 from rlvr_trainer.storage.errors import SupersededError
@@ -42,6 +42,9 @@ def main() -> int:
             _run(context, stop)
         finally:
             exported.shutdown()
+    except UntrustworthyRewardError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return ExitCode.UNTRUSTWORTHY
     except StopRequestedError:
         logger.info("stopped on request; the next attempt goes on from the last committed checkpoint")
         return ExitCode.SUSPENDED

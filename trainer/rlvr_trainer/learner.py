@@ -25,6 +25,7 @@ from rlvr_trainer.algorithms import AlgorithmBase, LossInputs, make_algorithm
 from rlvr_trainer.correction import off_policy_weights
 from rlvr_trainer.critic import Critic, estimate_advantages
 from rlvr_trainer.diagnostics import BatchStatistics, TokenStatistics, TokenSums, describe_batch
+from rlvr_trainer.integrity.rewards import learning_reward
 from rlvr_trainer.losses import sequence_means
 from rlvr_trainer.metrics import AgeMetrics
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
@@ -186,12 +187,16 @@ class Learner(Resumable):
             trees = [_tree(index, group, found) for index, (group, found) in enumerate(zip(groups, judged, strict=True))]
             with timed(seconds, "forward"):
                 penalties = self._regularizer.penalties(trees, self._spec.learner.tokens_per_micro_batch)
-        outcomes = []
+        audit, outcomes = self._spec.integrity.audit, []
         for index, group in enumerate(groups):
             taken = iter(penalties.get(index, ()))
             outcomes.append(
                 [
-                    Outcome(rollout.reward, len(rollout.token_ids), next(taken, 0.0) if rollout.reward is not None else 0.0)
+                    Outcome(
+                        learning_reward(rollout.verdict, audit),
+                        len(rollout.token_ids),
+                        next(taken, 0.0) if rollout.reward is not None else 0.0,
+                    )
                     for rollout in group.rollouts
                 ]
             )

@@ -22,6 +22,7 @@ from pydantic import AwareDatetime, BeforeValidator, Field
 from rlvr_api.model import Fraction, Name
 from rlvr_api.status import Part
 from rlvr_api.wire import VerdictStatus
+from rlvr_trainer.integrity.evidence import StepEvidence
 from rlvr_trainer.intervals import t_quantile
 from rlvr_trainer.pass_at import PassAt, estimate_pass_at
 from rlvr_trainer.rollout import RolloutGroup
@@ -110,6 +111,8 @@ class StepMetrics(StoredDocument):
     """Those with variance in their rewards: the ones that carry a gradient."""
     rollouts: Count
     """Rollouts consumed."""
+    evidence: StepEvidence = StepEvidence()
+    """What audits and canaries say of the verifiers, as the step's record has it."""
     masked: Count = 0
     """Those that could not be judged (`infra_error`) and are left out of everything."""
     invalid: Count = 0
@@ -222,6 +225,8 @@ class EvaluationCell(StoredDocument):
     """Of `pass_rate`, clustered by task; None for a single task."""
     task_pass_rates: dict[str, Fraction]
     """Pass rate of each task, by problem id."""
+    audited_pass_rate: Measured = None
+    """The same by the second verifier, where the environment has one."""
     pass_at: Annotated[dict[Count, PassAt], Field(default_factory=dict)]
     """pass@k by k, where it was asked for."""
 
@@ -248,6 +253,12 @@ class EvaluationResult(StoredDocument):
         """Mean of the tasks' pass rates, over all levels; None without tasks."""
         rates = list(_task_rates(self, environment, None).values())
         return statistics.fmean(rates) if rates else None
+
+    def audited_pass_rate(self) -> float | None:
+        """Mean of the tasks' pass rates by the second verifier, over the environments that have one; None where none has."""
+        cells = [cell for cell in self.cells if cell.audited_pass_rate is not None]
+        tasks = sum(cell.tasks for cell in cells)
+        return math.fsum((cell.audited_pass_rate or 0.0) * cell.tasks for cell in cells) / tasks if tasks else None
 
     def standard_error(self, environment: str | None = None) -> float | None:
         """Of `pass_rate`, clustered by task; None for fewer than two tasks."""
@@ -315,10 +326,13 @@ def paired_difference(
 
 def _summarize_cell(environment: str, level: int, groups: Sequence[RolloutGroup], ks: Sequence[int]) -> EvaluationCell | None:
     passes: dict[str, list[bool]] = defaultdict(list)
+    audited: dict[str, list[bool]] = defaultdict(list)
     for group in groups:
         for rollout in group.rollouts:
             if rollout.reward is not None:
                 passes[group.problem_id].append(rollout.verdict.status is VerdictStatus.PASS)
+                if rollout.verdict.audit is not None:
+                    audited[group.problem_id].append(rollout.verdict.audit.score > 0)
     if not passes:
         return None
     rates = {task: statistics.fmean(found) for task, found in sorted(passes.items())}
@@ -327,6 +341,7 @@ def _summarize_cell(environment: str, level: int, groups: Sequence[RolloutGroup]
         environment=environment, level=level, tasks=len(rates), samples=judged, masked=total - judged,
         truncated=sum(rollout.finish_reason == "length" for group in groups for rollout in group.rollouts),
         pass_rate=statistics.fmean(rates.values()), standard_error=_clustered_error(list(rates.values())), task_pass_rates=rates,
+        audited_pass_rate=statistics.fmean(map(statistics.fmean, audited.values())) if audited else None,
         pass_at={k: found for k in ks if (found := estimate_pass_at(k, [(len(task), sum(task)) for task in passes.values()])) is not None},
     )  # fmt: skip
 

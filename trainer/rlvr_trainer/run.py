@@ -50,6 +50,10 @@ class StopRequestedError(RuntimeError):
     """The run was asked to stop."""
 
 
+class UntrustworthyRewardError(StopRequestedError):
+    """The reward cannot be believed, and the job says to pause then; the message says what was found and how to go on."""
+
+
 class NoEngineError(RuntimeError):
     """No engine became ready in time."""
 

@@ -33,7 +33,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from rlvr_api.spec import Tracing
+from rlvr_api.observability import Tracing
 from rlvr_trainer.metrics import StepMetrics
 
 SERVICE_NAME = "rlvr-learner"

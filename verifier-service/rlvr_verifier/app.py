@@ -86,11 +86,13 @@ def _add_work(app: FastAPI, service: VerifierService, instruments: Instruments) 
             for item in message.items:
                 service.check(item)
             verdicts = await asyncio.gather(*(service.score(item, arrived) for item in message.items))
+            canaries = await service.canaries(message.items)
             span.set_attribute("rlvr.items", len(verdicts))
         for item, verdict in zip(message.items, verdicts, strict=True):
             instruments.verdicts.labels(item.environment, verdict.status.value).inc()
             instruments.seconds.labels(item.environment).observe(verdict.seconds)
-        return ScoreResponse(verdicts=tuple(verdicts))
+            instruments.note_audit(item.environment, verdict)
+        return ScoreResponse(verdicts=tuple(verdicts), canaries=canaries)
 
 
 @contextmanager

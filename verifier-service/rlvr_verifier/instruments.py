@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from rlvr_api.wire import CanaryVerdict, Verdict, VerdictStatus
+
 WAIT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -56,8 +58,20 @@ class Instruments:
         self.sandbox_blocked = Gauge(
             "rlvr_verifier_sandbox_blocked", "1 when the attack failed inside a slot", ["attack"], registry=self.registry
         )
+        self.audits = Counter("rlvr_verifier_audits", "Audited verdicts", ["environment", "paid", "right", "flaky"], registry=self.registry)
+        self.canaries = Counter("rlvr_verifier_canaries", "Canaries", ["environment", "tag", "kept"], registry=self.registry)
         self.queued = Gauge("rlvr_verifier_queued_items", "Items that wait for a scorer", registry=self.registry)
         self.in_flight = Gauge("rlvr_verifier_in_flight_items", "Items that a scorer works on", registry=self.registry)
+
+    def note_audit(self, environment: str, verdict: Verdict) -> None:
+        """Count a verdict's audit, if it has one."""
+        if verdict.audit is not None:
+            paid, right = verdict.status is VerdictStatus.PASS, verdict.audit.score > 0
+            self.audits.labels(environment, _word(paid), _word(right), _word(verdict.audit.flaky)).inc()
+
+    def note_canary(self, verdict: CanaryVerdict) -> None:
+        """Count a canary."""
+        self.canaries.labels(verdict.environment, verdict.tag.value, _word(verdict.kept)).inc()
 
     @contextmanager
     def queue(self, environment: str, arrived: float) -> Iterator[QueueTicket]:
@@ -67,3 +81,7 @@ class Instruments:
             yield ticket
         finally:
             ticket.close()
+
+
+def _word(value: bool) -> str:
+    return "true" if value else "false"

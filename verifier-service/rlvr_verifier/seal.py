@@ -5,6 +5,7 @@ its own, and task keys die with it: the collector then samples the task again, w
 """
 
 import base64
+import hmac
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ class Seal:
         if len(key) != KEY_BYTES:
             raise ValueError(f"the seal key has {len(key)} bytes, and needs {KEY_BYTES}; write a new one with `head -c 32 /dev/urandom`")
         self._cipher = AESGCM(key)
+        self._draw_key = hmac.digest(key, b"rlvr draws", "sha256")
 
     @classmethod
     def from_file(cls, path: str | None) -> "Seal":
@@ -61,3 +63,7 @@ class Seal:
         opened = json.loads(data)
         assert isinstance(opened, dict)
         return opened
+
+    def draw(self, name: str) -> float:
+        """A number in [0, 1) that is the same for the same name and key, and cannot be told without the key."""
+        return int.from_bytes(hmac.digest(self._draw_key, name.encode(), "sha256")[:7], "big") / 2**56

@@ -12,12 +12,15 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+
+from pydantic import JsonValue
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.wire import (
     MAX_COMPLETION_BYTES,
+    CanaryVerdict,
     EnvironmentInfo,
     ScoreItem,
     Task,
@@ -28,6 +31,8 @@ from rlvr_api.wire import (
 from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Place, Score, invalid
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments, QueueTicket
+from rlvr_verifier.integrity.auditors import open_auditors
+from rlvr_verifier.integrity.traffic import IntegrityTraffic
 from rlvr_verifier.pool import PoolBusyError, ScorerFailedError, ScorerTimeoutError, WorkerLostError, WorkerPool
 from rlvr_verifier.sandbox.pool import SandboxError
 from rlvr_verifier.sandboxed import SandboxedScorers
@@ -67,6 +72,7 @@ class VerifierService:
         self._sandboxed = sandboxed
         if sandboxed is not None:
             sandboxed.publish(instruments)
+        self._integrity = IntegrityTraffic(spec.integrity, open_auditors(spec.environments, environments), seal, self._score_text)
         self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
 
     @property
@@ -139,6 +145,7 @@ class VerifierService:
         try:
             with self._instruments.queue(item.environment, arrived) as ticket:
                 verdict = await self._judge(item, ticket)
+            verdict = await self._integrity.audited(item, verdict, self._find(item.environment))
         except BaseException:
             self._remembered.pop(item.id, None)
             future.cancel()
@@ -167,16 +174,29 @@ class VerifierService:
 
     async def _score(self, environment: Environment, item: ScoreItem, ticket: QueueTicket) -> Score:
         payload = self._seal.open(item.task_key, item.environment, environment.version)
-        too_long = len(item.completion.encode(errors="replace")) > MAX_COMPLETION_BYTES
+        return await self._score_text(environment, payload, item.completion, item.truncated, ticket.begin)
+
+    async def _score_text(
+        self, environment: Environment, payload: Mapping[str, JsonValue], completion: str, truncated: bool,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Score:  # fmt: skip
+        too_long = len(completion.encode(errors="replace")) > MAX_COMPLETION_BYTES
         if too_long or environment.place is Place.SERVICE:
-            ticket.begin()
+            begin()
             if too_long:
                 return invalid(f"the completion has more than {MAX_COMPLETION_BYTES} bytes")
-            return environment.score(payload, item.completion, item.truncated)
+            return environment.score(payload, completion, truncated)
         if environment.place is Place.WORKER:
-            return await self._pool.run(item.environment, payload, item.completion, item.truncated, ticket.begin)
+            return await self._pool.run(environment.name, payload, completion, truncated, begin)
         assert self._sandboxed is not None
-        return await self._sandboxed.run(partial(environment.score, payload, item.completion, item.truncated), ticket.begin)
+        return await self._sandboxed.run(partial(environment.score, payload, completion, truncated), begin)
+
+    async def canaries(self, items: Sequence[ScoreItem]) -> tuple[CanaryVerdict, ...]:
+        """Verdicts on the canaries that are drawn beside items that `check` let pass."""
+        found = await self._integrity.canaries(items, self._environments)
+        for verdict in found:
+            self._instruments.note_canary(verdict)
+        return found
 
     def _verdict(
         self, item: ScoreItem, environment: Environment, status: VerdictStatus, score: float | None, reason: str, ticket: QueueTicket

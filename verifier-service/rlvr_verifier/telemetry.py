@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-from rlvr_api.spec import Tracing
+from rlvr_api.observability import Tracing
 
 
 class UrandomIds(IdGenerator):

@@ -28,6 +28,10 @@ class SupersededError(Exception):
     """Another attempt, started elsewhere, has committed to the same storage."""
 
 
+class UntrustworthyRewardError(Exception):
+    """The learner has paused the job, since its reward cannot be believed."""
+
+
 class LearnerKeeper:
     """Runs attempts of the learner until it is done.
 
@@ -84,6 +88,7 @@ class LearnerKeeper:
             BadInputError: the job cannot run as written.
             BudgetExhaustedError: too many attempts in a row finished no step.
             SupersededError: another attempt has committed.
+            UntrustworthyRewardError: it has paused the job.
         """
         while not self._stopping:
             await self._may_start()
@@ -97,7 +102,7 @@ class LearnerKeeper:
             code, why = await self._watch_over(child)
             self._child = None
             self.ready.clear()
-            if code in (ExitCode.DONE, ExitCode.SUSPENDED):
+            if code in (ExitCode.DONE, ExitCode.SUSPENDED, ExitCode.UNTRUSTWORTHY):
                 self.progress = self._last_progress() or self.progress
             if code == ExitCode.DONE or self._stopping:
                 return
@@ -150,6 +155,8 @@ class LearnerKeeper:
         self.last_termination = Termination(exit_code=code, message=last_line, time=datetime.now(UTC))
         if code == ExitCode.BAD_INPUT:
             raise BadInputError(last_line or "the learner ended with exit code 2 without a word")
+        if code == ExitCode.UNTRUSTWORTHY:
+            raise UntrustworthyRewardError(last_line or "the learner paused the job: its reward cannot be believed")
         if code == ExitCode.SUPERSEDED:
             raise SupersededError(last_line or "a newer attempt of this job has committed; look for another run of it on the same storage")
         advanced = self._first_step is not None and self.progress is not None and self.progress.step > self._first_step

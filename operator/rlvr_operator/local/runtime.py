@@ -23,7 +23,7 @@ from rlvr_api.conditions import Phase, Reason
 from rlvr_api.process import ExitCode, Role
 from rlvr_api.status import RLVRJobStatus
 from rlvr_operator.local import reaper
-from rlvr_operator.local.attempts import LearnerKeeper, SupersededError
+from rlvr_operator.local.attempts import LearnerKeeper, SupersededError, UntrustworthyRewardError
 from rlvr_operator.local.folder import State
 from rlvr_operator.local.guard import Guard
 from rlvr_operator.local.parts import Parts, PartsBuilder, Site
@@ -114,6 +114,8 @@ class LocalRuntime:
             ProvisioningError: Reason.PROVISIONING_DEADLINE_EXCEEDED,
             OSError: Reason.RUNTIME_FAILED,  # a full disk, no more processes
         }
+        if isinstance(error, UntrustworthyRewardError):
+            return Ending(Phase.SUSPENDED, Reason.REWARD_NOT_TRUSTWORTHY, str(error))
         for kind, reason in reasons.items():
             if isinstance(error, kind):
                 return Ending(Phase.FAILED, reason, str(error))
@@ -146,11 +148,11 @@ class LocalRuntime:
         passing = {Phase.SUCCEEDED: Phase.COMPLETING, Phase.SUSPENDED: Phase.SUSPENDING}.get(ending.phase, ending.phase)
         self._ending = Ending(passing, ending.reason, ending.message)
         grace = self._job.spec.deadlines.grace_seconds
-        if ending.phase is Phase.SUSPENDED:
+        if ending.reason is Reason.SUSPEND_REQUESTED:
             self._view.event(f"stopping: the learner has {grace:.0f} s to commit a checkpoint; press Ctrl-C again to kill it")
         code = await parts.learner.stop(grace)
         await asyncio.gather(*(service.stop(SERVICE_GRACE_SECONDS) for service in parts.services.values()))
-        if ending.phase is Phase.SUSPENDED:
+        if ending.reason is Reason.SUSPEND_REQUESTED:
             ending = self._suspended(ending, code)
         if ending.phase is Phase.SUCCEEDED:  # what the report says of the run
             self._ending = ending

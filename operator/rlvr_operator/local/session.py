@@ -103,11 +103,14 @@ def _conclude(ending: Ending, folder: RunFolder) -> int:
     if ending.phase is Phase.SUCCEEDED:
         print(ending.message)
         return 0
-    if ending.phase is Phase.SUSPENDED:
+    if ending.phase is Phase.SUSPENDED and ending.reason is not Reason.REWARD_NOT_TRUSTWORTHY:
         print(ending.message)
         return INTERRUPTED
     print(f"rlvr run: {ending.message}", file=sys.stderr)
     if ending.reason is Reason.INVALID_SPEC:
         return BAD_INPUT
-    print(f"rlvr run: failed ({ending.reason}); logs are in {folder.logs_dir}", file=sys.stderr)
+    print(
+        f"rlvr run: {'paused' if ending.phase is Phase.SUSPENDED else 'failed'} ({ending.reason}); logs are in {folder.logs_dir}",
+        file=sys.stderr,
+    )
     return 1

@@ -111,9 +111,11 @@ def spec_hash(job: RLVRJob, role: Role, image: str) -> str:
     that knows one more field, or another default, makes no running pod out of date.
     """
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=NOT_STARTED_WITH)
+    if role is Role.VERIFIER:  # the rest of it is for the learner
+        spec["integrity"] = {name: value for name, value in spec.get("integrity", {}).items() if name in ("audit", "canaryRate")}
     keep = {
         Role.ROLLOUT: ("model", "precision", "rollouts", "weightSync", "observability", "scheduling", "storage"),
-        Role.VERIFIER: ("environments", "verifiers", "observability", "scheduling", "storage"),
+        Role.VERIFIER: ("environments", "integrity", "verifiers", "observability", "scheduling", "storage"),
         Role.LEARNER: tuple(set(spec) - {"rollouts", "verifiers"}),
     }[role]
     text = json.dumps({"image": image, **{name: spec[name] for name in keep if spec.get(name)}}, sort_keys=True)

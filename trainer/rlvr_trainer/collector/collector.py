@@ -19,10 +19,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from rlvr_api.integrity import Audit
 from rlvr_api.off_policy import OffPolicy
 from rlvr_trainer.chat import PromptTooLongError
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED, Batch, GroupLedger, LedgerSnapshot
+from rlvr_trainer.integrity.rewards import learning_reward
 from rlvr_trainer.rollout import Admission, RolloutGroup
 
 logger = logging.getLogger(__name__)
@@ -72,9 +74,10 @@ def pass_rate(group: RolloutGroup) -> float:
     return sum(reward > 0 for reward in rewards) / len(rewards)
 
 
-def has_variance(group: RolloutGroup) -> bool:
-    """Whether the judged rewards differ, so that the group carries a gradient."""
-    rewards = [reward for reward in group.rewards if reward is not None]
+def has_variance(group: RolloutGroup, audit: Audit | None = None) -> bool:
+    """Whether what is learned from the judged rollouts differs, so that the group carries a gradient."""
+    learned = (learning_reward(rollout.verdict, audit) for rollout in group.rollouts)
+    rewards = [reward for reward in learned if reward is not None]
     return max(rewards) - min(rewards) > 1e-6
 
 
@@ -95,6 +98,7 @@ class Collector:
     Args:
         prefix: unique name of the stage in this run; begins the id of every episode.
         attempt: part of the ids, since another attempt samples other completions for the same index.
+        audit: the job's `integrity.audit`.
         restored: outstanding admissions of an earlier attempt without a finished group; they are run first.
     """
 
@@ -104,6 +108,7 @@ class Collector:
     prefix: str
     attempt: int
     stall_seconds: float
+    audit: Audit | None = None
     restored: Sequence[Admission] = ()
     times: CollectionTimes = field(default_factory=CollectionTimes)
 
@@ -206,7 +211,7 @@ class Collector:
             self._discard(admission, UNJUDGED, error)
             return
         with self._changed:
-            self.ledger.finish(group, pass_rate(group), zero_variance=not has_variance(group))
+            self.ledger.finish(group, pass_rate(group), zero_variance=not has_variance(group, self.audit))
             self.times.groups += 1
             self.times.generate_seconds += group.generate_seconds
             self.times.score_seconds += group.score_seconds

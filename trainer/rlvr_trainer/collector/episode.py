@@ -107,6 +107,7 @@ class EpisodeRunner:
                 task_key=task.task_key,
                 completion=text,
                 truncated=sample.finish_reason == "length",
+                audited=episode.split == "heldOut",
             )
             for number, (sample, text) in enumerate(zip(completion.samples, texts, strict=True))
         ]

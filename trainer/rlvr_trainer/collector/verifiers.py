@@ -6,12 +6,14 @@ masked later. A key that the service can no longer open (it restarted with anoth
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import httpx
 
 from rlvr_api.wire import (
     MAX_BATCH_ITEMS,
+    CanaryVerdict,
     EnvironmentsResponse,
     SampleRequest,
     SampleResponse,
@@ -25,6 +27,7 @@ from rlvr_api.wire import (
 )
 from rlvr_trainer.collector.http import RequestRefusedError, UnreachableError, post_model
 
+MAX_CANARIES = 100_000
 SCORE_ATTEMPTS = 3
 """How often an item is sent before its infra_error is final."""
 
@@ -40,6 +43,14 @@ class VerifierClient:
         self._url = url
         self._client = client
         self._timeout_seconds = timeout_seconds
+        self._canaries: deque[CanaryVerdict] = deque(maxlen=MAX_CANARIES)
+
+    def take_canaries(self) -> tuple[CanaryVerdict, ...]:
+        """Canaries that were judged since the last call; safe to ask from any thread."""
+        taken = []
+        while self._canaries:
+            taken.append(self._canaries.popleft())
+        return tuple(taken)
 
     async def environments(self) -> EnvironmentsResponse:
         """What the service says of the job's environments.
@@ -98,6 +109,7 @@ class VerifierClient:
                 task = await self.sample(renew)
                 waiting = [item.model_copy(update={"task_key": task.task_key}) for item in waiting]
                 continue
+            self._canaries.extend(response.canaries)
             verdicts.update((verdict.id, verdict) for verdict in response.verdicts)
             waiting = [item for item in waiting if verdicts[item.id].status is VerdictStatus.INFRA_ERROR]
             if not waiting:

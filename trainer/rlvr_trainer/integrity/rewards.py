@@ -14,6 +14,7 @@ one huge reward, is scaled back to 1, and the unaudited groups win. Clipping 1/Ï
 import math
 from collections.abc import Sequence
 
+from rlvr_api.integrity import Audit
 from rlvr_api.wire import Verdict
 
 SMALLEST_CORRECTED_STD = 0.1
@@ -58,3 +59,10 @@ def noise_corrected_advantages(rewards: Sequence[float | None], false_positive: 
     if std < SMALLEST_CORRECTED_STD:
         return [None if reward is None else 0.0 for reward in rewards]
     return [None if reward is None else (reward - observed) / (youden * std) for reward in rewards]
+
+
+def learning_reward(verdict: Verdict, audit: Audit | None) -> float | None:
+    """What is learned from a verdict: the paid score, or the one that `integrity.audit` corrects; None where nothing was judged."""
+    if audit is None or audit.rewards == "paid":
+        return verdict.score
+    return audited_reward(verdict, audit.max_weight)

@@ -222,7 +222,7 @@ class RejectionSamplingStage:
 
 
 def keep_passed(groups: Sequence[RolloutGroup], keep_per_prompt: int, seed: str) -> list[Example]:
-    """Different completions that passed and ended by themselves, at most `keep_per_prompt` of a problem, drawn at random.
+    """Different completions that passed, ended by themselves and were not refuted, at most `keep_per_prompt` of a problem, drawn at random.
 
     A problem that was sampled twice counts as one prompt. The shortest or likeliest ones are not preferred: that would narrow the model.
     """
@@ -230,7 +230,8 @@ def keep_passed(groups: Sequence[RolloutGroup], keep_per_prompt: int, seed: str)
     for group in groups:
         passed = found.setdefault(group.prompt_ids, {})
         for number, rollout in enumerate(group.rollouts):
-            if rollout.verdict.status is VerdictStatus.PASS and rollout.finish_reason == "stop":
+            refuted = rollout.verdict.audit is not None and rollout.verdict.audit.score == 0
+            if rollout.verdict.status is VerdictStatus.PASS and rollout.finish_reason == "stop" and not refuted:
                 name = f"sample {number} of group {group.admission.index}"
                 passed.setdefault(rollout.token_ids, Example(name, group.prompt_ids, rollout.token_ids))
     kept: list[Example] = []

@@ -21,6 +21,8 @@ from rlvr_trainer.collector.collector import Collector
 from rlvr_trainer.collector.curriculum import Curriculum
 from rlvr_trainer.collector.ledger import Batch, GroupLedger
 from rlvr_trainer.collector.schedule import Schedule
+from rlvr_trainer.integrity.enforcement import RewardMonitor
+from rlvr_trainer.integrity.evidence import gather_evidence
 from rlvr_trainer.learner import Learner, StepReport
 from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
 from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
@@ -65,6 +67,7 @@ class RlvrStage:
         self._governor = StageGovernor(run.context.job.spec.off_policy, run.board)
         self._gate = stage.promote_when
         self._promoted = False
+        self._trust = RewardMonitor(run.context.job.spec)
         self._step = 0
         self._phases: dict[str, float] = {}
 
@@ -78,6 +81,8 @@ class RlvrStage:
         self._run.board.update(stage=self._keys.name, stage_index=self._keys.index, step=self._before + self._step)
         collector = None
         try:
+            if self._step < self._spec.steps:
+                self._enforce_trust()
             self._run.publish(self._before + self._step)
             if self._is_evaluation_due() and self._step not in evaluated_steps(self._run.store, self._keys):
                 self._evaluate()
@@ -85,9 +90,11 @@ class RlvrStage:
             if self._step == self._spec.steps:  # the attempt before trained the last step, and did not commit it
                 self._save(collector, final=True)
             while self._step < self._spec.steps and not self._promoted:
+                self._enforce_trust()
                 self._take_step(collector)
         except StopRequestedError:
             self._save(collector, final=False)
+            self._checkpoints.finish()
             raise
         finally:
             if collector is not None:
@@ -95,9 +102,16 @@ class RlvrStage:
         self._checkpoints.finish()
         return self._step
 
+    def _enforce_trust(self) -> None:
+        self._show_trust()
+        self._trust.enforce()
+
+    def _show_trust(self) -> None:
+        self._run.board.update(reward_trust=self._trust.assessment.progress().model_dump(mode="json", by_alias=True))
+
     def _restore(self) -> ResumePlan:
         """Load the checkpoint and train the recorded steps after it."""
-        self._records.read_all()
+        self._trust.restore([record.evidence for record in self._records.read_all()])
         manifest = self._checkpoint.manifest if self._checkpoint is not None else None
         plan = plan_resume(manifest, read_records(self._run.store, self._keys))
         self._step = plan.loaded_step
@@ -125,7 +139,8 @@ class RlvrStage:
             batch = Batch(groups, discarded, record.pending, record.cursor, curriculum)
             # The version that the lost attempt would have published: `plan_resume` sets it aside.
             made = record.weight_version + int(report.updated)
-            self._run.metrics.write(self._step_metrics(batch, report, made))
+            metrics = self._step_metrics(batch, report, made)
+            self._run.metrics.write(metrics.model_copy(update={"evidence": record.evidence}))
         self._phases = {}
 
     def _train(self, groups: tuple[RolloutGroup, ...]) -> StepReport:
@@ -164,6 +179,7 @@ class RlvrStage:
             prefix=f"{self._run.context.job.metadata.name}/{self._keys.name}",
             attempt=self._run.context.attempt,
             stall_seconds=spec.deadlines.stall_seconds,
+            audit=spec.integrity.audit,
             restored=[admission for admission in plan.pending if admission.index not in finished],
         )
 
@@ -204,6 +220,7 @@ class RlvrStage:
     def _record(self, batch: Batch) -> None:
         """Fix, once and for all, what the next step consumes."""
         step, attempt = self._step + 1, self._run.context.attempt
+        evidence = gather_evidence(batch.groups, self._run.runner.verifiers.take_canaries())
         blob = write_groups(self._run.store, self._keys.rollouts(step, attempt), batch.groups)
         self._records.commit(
             StepRecord(
@@ -219,9 +236,11 @@ class RlvrStage:
                 curriculum=batch.curriculum,
                 governor=self._governor.state(),
                 weight_version=self._run.versions.current,
+                evidence=evidence,
                 time=datetime.now(UTC),
             )
         )
+        self._trust.add(evidence)
 
     def _after_step(self, collector: Collector) -> None:
         if self._is_evaluation_due():
@@ -264,6 +283,7 @@ class RlvrStage:
         metrics = self._step_metrics(batch, report, self._run.versions.current)
         return metrics.model_copy(
             update={
+                "evidence": self._trust.latest,
                 "phase_seconds": dict(self._phases),
                 "tokens_per_second": sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts) / seconds,
                 "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
@@ -297,6 +317,7 @@ class RlvrStage:
         )
 
     def _show(self, metrics: StepMetrics) -> None:
+        self._show_trust()
         self._run.board.update(
             step=self._before + self._step,
             reward=metrics.reward_mean,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from pydantic import AwareDatetime, JsonValue, ValidationError
 
+from rlvr_trainer.integrity.evidence import StepEvidence
 from rlvr_trainer.rollout import Admission
 from rlvr_trainer.storage.attempts import AttemptClaim
 from rlvr_trainer.storage.client import ObjectStore
@@ -58,6 +59,8 @@ class StepRecord(StoredDocument):
     """State of the governor that the step is trained with; None without one."""
     weight_version: Count
     """Version that the step trains from."""
+    evidence: StepEvidence = StepEvidence()
+    """What the batch's audits, and canaries since the record before, say of the verifiers."""
     time: AwareDatetime
     """When the batch was taken."""
     previous: Sha256 = FIRST

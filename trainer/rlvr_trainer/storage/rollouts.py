@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_api.wire import AuditVerdict, Verdict, VerdictStatus
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.documents import StoredBlob
 from rlvr_trainer.storage.errors import CorruptObjectError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"rlvr.rollouts.version"
 ROW_GROUP_TOKENS = 1 << 20
 """Tokens after which a row group ends: about 12 MB in memory."""
@@ -32,6 +32,14 @@ _SPAN = pa.struct([
     pa.field("version", pa.int64(), False),
     pa.field("start", pa.int32(), False),
     pa.field("end", pa.int32(), False),
+])  # fmt: skip
+_AUDIT = pa.struct([
+    pa.field("probability", pa.float64(), False),
+    pa.field("score", pa.float64(), False),
+    pa.field("verifier", pa.string(), False),
+    pa.field("verifier_version", pa.string(), False),
+    pa.field("flaky", pa.bool_(), False),
+    pa.field("reason", pa.string(), False),
 ])  # fmt: skip
 SCHEMA = pa.schema(
     [
@@ -61,9 +69,12 @@ SCHEMA = pa.schema(
         pa.field("false_negative_rate", pa.float64()),
         pa.field("reason", pa.string(), False),
         pa.field("verdict_seconds", pa.float64(), False),
+        pa.field("audit", _AUDIT),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
+SCHEMAS = {"1": pa.schema([field for field in SCHEMA if field.name != "audit"]), str(SCHEMA_VERSION): SCHEMA}
+"""What is read: version 1 had no audits."""
 _SPLIT = ["logprobs.list.element"]
 _DICTIONARY = [name for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True) if kind == pa.string() and name != "text"]
 
@@ -238,16 +249,18 @@ def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
             "false_negative_rate": verdict.false_negative_rate,
             "reason": verdict.reason,
             "verdict_seconds": verdict.seconds,
+            "audit": None if verdict.audit is None else verdict.audit.model_dump(by_alias=False),
         }
 
 
 def _check_schema(schema: pa.Schema, place: str) -> None:
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
-    if version != str(SCHEMA_VERSION):
+    if version not in SCHEMAS:
+        known = " and ".join(SCHEMAS)
         raise CorruptObjectError(
-            f"{place} has rollout schema version {version}, and this code reads version {SCHEMA_VERSION}; use the version that wrote it"
+            f"{place} has rollout schema version {version}, and this code reads {known}; use the version that wrote it"
         )
-    if not schema.equals(SCHEMA):
+    if not schema.equals(SCHEMAS[version]):
         raise CorruptObjectError(f"{place} says schema version {version}, but its columns are others; it was not written by this code")
 
 
@@ -298,5 +311,6 @@ def _rollout(row: dict[str, Any]) -> Rollout:
             false_negative_rate=row["false_negative_rate"],
             reason=row["reason"],
             seconds=row["verdict_seconds"],
+            audit=AuditVerdict.model_validate(row["audit"]) if row.get("audit") is not None else None,
         ),
     )

@@ -9,6 +9,7 @@ At small levels all problems are listed; at large ones held-out problems are dra
 """
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,10 @@ MAX_DIGITS = 64
 """Longest integer that is read as an answer."""
 _INTEGER = re.compile(r"(?<![0-9])-?[0-9]+", re.ASCII)
 _EXACT = re.compile(r"-?[0-9]+", re.ASCII)
+_EXPRESSION = re.compile(r"(?:(?<![0-9])-)?[0-9]+(?:\s*[-+*]\s*[0-9]+)*", re.ASCII)
+_TERM = re.compile(r"([-+]?)\s*([0-9]+(?:\s*\*\s*[0-9]+)*)", re.ASCII)
+MAX_TERMS = 8
+"""Numbers in an expression that is worked out."""
 Problem = tuple[int, str, int]
 
 
@@ -36,7 +41,7 @@ class ArithmeticEnvironment:
     """Sums, differences and products of whole numbers."""
 
     kind = "arithmetic"
-    version = "2"
+    version = "3"
     deterministic = True
     place = Place.SERVICE
     levels = (0, 30)
@@ -67,12 +72,16 @@ class ArithmeticEnvironment:
             left, operation, right = problems[seed]
         else:
             left, operation, right = self._draw(seed, level)
-        text = self._spec.instruction.replace("{problem}", f"{left} {operation} {right}")
-        payload: dict[str, JsonValue] = {"answer": str(_compute(left, operation, right)), "extraction": self._spec.extraction}
+        written = f"{left} {operation} {right}"
+        text = self._spec.instruction.replace("{problem}", written)
+        answer = str(_compute(left, operation, right))
+        payload: dict[str, JsonValue] = {"answer": answer, "problem": written, "extraction": self._spec.extraction}
         return SampledTask(_problem_id((left, operation, right)), (Message(role="user", content=text),), payload)
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Compare the extracted integer; only ASCII digits count as digits."""
+        if payload["extraction"] == "expression":
+            return _judge_expression(str(payload["answer"]), completion)
         if payload["extraction"] == "exact":
             found = [completion.strip()] if _EXACT.fullmatch(completion.strip()) else []
         else:
@@ -92,6 +101,26 @@ class ArithmeticEnvironment:
             problem = _random_problem(generator, tuple(self._spec.operations), level)
             if not _is_held_out(problem):
                 return problem
+
+
+def _judge_expression(gold: str, completion: str) -> Score:
+    found = _EXPRESSION.findall(completion)
+    if not found:
+        return invalid("no expression in the completion")
+    numbers = re.findall(r"[0-9]+", found[-1])
+    if len(numbers) > MAX_TERMS or any(len(number) > MAX_DIGITS for number in numbers):
+        return invalid(f"the last expression has more than {MAX_TERMS} numbers, or one of more than {MAX_DIGITS} digits")
+    value = _evaluate(found[-1])
+    return passed("the last expression is right") if value == int(gold) else failed("the last expression is wrong")
+
+
+def _evaluate(expression: str) -> int:
+    """Products before sums and differences, by rewriting; never Python's own `eval`."""
+    total = 0
+    for sign, product_ in _TERM.findall(expression):
+        value = math.prod(int(factor) for factor in _INTEGER.findall(product_))
+        total += -value if sign == "-" else value
+    return total
 
 
 def _random_problem(generator: random.Random, operations: tuple[str, ...], level: int) -> Problem:

@@ -7,7 +7,7 @@ without relations, text, or operations that are left to be carried out. Numbers 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 from pydantic import JsonValue
@@ -74,6 +74,10 @@ class MathEnvironment:
         row = rows[seed % len(rows)]
         text = f"{row['problem']}\n{self._spec.instruction}" if self._spec.instruction else row["problem"]
         return SampledTask(_problem_id(row["problem"]), (Message(role="user", content=text),), {**row})
+
+    def answers(self) -> Iterator[str]:
+        """Every gold answer."""
+        return (row["answer"] for row in (*self._train, *self._held_out))
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Gate, then compare."""

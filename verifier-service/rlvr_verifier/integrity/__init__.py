@@ -1,0 +1,1 @@
+"""What makes verdicts believable: audits by a second verifier, canaries, and the certification of environments."""
