@@ -58,7 +58,7 @@ def diagnostic_figures(data: RunData) -> list[Figure]:
         lines = [line for line in lines if line.points]
         if lines:
             y_range = (0.0, 1.0) if y_format is percent else None
-            found.append(_figure(title, text, lines, y_format, y_range=y_range, sizes=(SMALL, None)))
+            found.append(chart_figure(title, text, lines, y_format, y_range=y_range, sizes=(SMALL, None)))
     return found
 
 
@@ -82,7 +82,7 @@ def time_figures(data: RunData) -> list[Figure]:
     found = [Figure("Time by step", text, wide, narrow)]
     rate = _series(data, "tokens/s", "tokens_per_second", 1)
     if rate.points:
-        found.append(_figure("Tokens per second", "Completion tokens consumed over the step's wall time.", [rate], number, sizes=LOW))
+        found.append(chart_figure("Tokens per second", "Completion tokens consumed over the step's wall time.", [rate], number, sizes=LOW))
     return found
 
 
@@ -105,7 +105,7 @@ def _learning(data: RunData) -> Figure:
     if points:
         errors = [_half_interval(result.standard_error(), _tasks(result.cells)) for result in data.evaluations if result.cells]
         lines.append(Line("held-out pass rate (95 % interval)", points, 3, "points", errors))
-    return _figure("Reward and pass rate", text, lines, percent, y_range=(0.0, 1.0), marks=_marks(data))
+    return chart_figure("Reward and pass rate", text, lines, percent, y_range=(0.0, 1.0), marks=run_marks(data))
 
 
 def _held_out_by_cell(data: RunData) -> Iterator[Figure]:
@@ -128,7 +128,7 @@ def _held_out_by_cell(data: RunData) -> Iterator[Figure]:
     text = "The same held-out tasks at every evaluation, by environment and level, with 95 % intervals over tasks."
     if len(cells) > MAX_LINES:
         text += f" The first {MAX_LINES} of {len(cells)}; the table above has all."
-    yield _figure("Held-out pass rate by level", text, lines, percent, y_range=(0.0, 1.0))
+    yield chart_figure("Held-out pass rate by level", text, lines, percent, y_range=(0.0, 1.0))
 
 
 def _levels(data: RunData) -> Iterator[Figure]:
@@ -141,13 +141,14 @@ def _levels(data: RunData) -> Iterator[Figure]:
     ]
     text = "The level that training prompts are drawn from; it rises when the last groups' pass rate reaches the environment's threshold."
     highest = max(level for step in data.steps for level in step.levels.values())
-    yield _figure("Level", text, lines, number, y_range=(0.0, highest + 0.3), whole_y=True, sizes=FLAT)
+    yield chart_figure("Level", text, lines, number, y_range=(0.0, highest + 0.3), whole_y=True, sizes=FLAT)
 
 
-def _figure(
+def chart_figure(
     title: str, text: str, lines: Sequence[Line], y_format: Callable[[float], str], *, sizes: tuple[Size, Size | None] = (WIDE, NARROW),
     y_range: tuple[float, float] | None = None, whole_y: bool = False, marks: Sequence[Mark] = (),
 ) -> Figure:  # fmt: skip
+    """A line chart in both sizes; arguments as those of `charts.line_chart`."""
     wide, narrow = (
         line_chart(lines, label=title, y_format=y_format, y_range=y_range, whole_y=whole_y, marks=marks, size=size) if size else ""
         for size in sizes
@@ -160,7 +161,7 @@ def _series(data: RunData, name: str, field: str, colour: int) -> Line:
     return Line(name, [(data.position(step), value) for step in data.steps if (value := getattr(step, field)) is not None], colour)
 
 
-def _marks(data: RunData) -> list[Mark]:
+def run_marks(data: RunData) -> list[Mark]:
     """Where a stage begins, and where another attempt took over."""
     marks = []
     for before, after in pairwise(data.steps):

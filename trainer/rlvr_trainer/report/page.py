@@ -24,6 +24,7 @@ from rlvr_trainer.report.figures import PART_WORDS, PARTS, bottleneck, cell_name
 from rlvr_trainer.report.pass_at_rows import pass_at_table
 from rlvr_trainer.report.run_data import RunData
 from rlvr_trainer.report.text import counted, shortened, visible
+from rlvr_trainer.report.trust import trust_section
 
 SAMPLE_CHARACTERS = 6000
 """Of a prompt or completion; a page of six stays far below 2 MB."""
@@ -69,6 +70,7 @@ def render(data: RunData, generated: datetime) -> str:
         headline=headline(data.evaluations),
         pass_at=pass_at_table(data.evaluations),
         learning=learning_figures(data),
+        trust=trust_section(data),
         diagnostics=diagnostic_figures(data),
         timing=time_figures(data),
         bottleneck=timing and (PART_WORDS[timing[0]], timing[1][timing[0]]),

@@ -87,6 +87,10 @@ def _panel(view: RolloutView) -> Panel:
         facts = f"{facts}, truncated"
     body = Text(visible(shortened(rollout.text, SHOWN_CHARACTERS)) or "(empty)", style="" if rollout.text else "italic")
     body.append(f"\n{visible(verdict.reason) or 'no reason given'}", style=colour)
+    if verdict.audit is not None:
+        agrees = (verdict.audit.score > 0) is (verdict.status is VerdictStatus.PASS)
+        words = f"audit by {verdict.audit.verifier}: {verdict.audit.reason}"
+        body.append(f"\n{visible(words)}", style="green" if agrees else "bold red")
     body.append(f"\n{facts}, {visible(verdict.verifier)} {visible(verdict.verifier_version)}", style="bright_black")
     return Panel(body, title=Text(f"{verdict.status}{score}  sample {view.sample}", style=colour), title_align="left", border_style=colour)
 
@@ -106,6 +110,7 @@ def _record(view: RolloutView) -> dict[str, JsonValue]:
         "status": verdict.status.value,
         "score": verdict.score,
         "reason": verdict.reason,
+        "audit": None if verdict.audit is None else verdict.audit.model_dump(mode="json", by_alias=False),
         "verifier": verdict.verifier,
         "verifier_version": verdict.verifier_version,
         "tokens": len(rollout.token_ids),
