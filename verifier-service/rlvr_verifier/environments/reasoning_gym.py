@@ -9,7 +9,7 @@ over it, at every level. A curriculum is used as far as the library accepts its 
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import JsonValue
@@ -95,6 +95,18 @@ class ReasoningGymEnvironment:
         dataset = self._dataset(seed, level)
         score = float(dataset.score_answer(answer, entry=dataset[0]))
         return passed("the answer is right") if score >= 1.0 - 1e-9 else failed("the answer is wrong")
+
+    def reference(self, payload: Mapping[str, JsonValue]) -> str:
+        """The library's own answer to a task."""
+        seed, level = payload["seed"], payload["level"]
+        assert isinstance(seed, int)
+        assert isinstance(level, int)
+        return str(self._dataset(seed, level)[0]["answer"])
+
+    @property
+    def scorers(self) -> tuple[Callable[..., Any], ...]:
+        """The library's scorer of the task, for a scan of its source."""
+        return (type(self._dataset(0, 0)).score_answer,)
 
     def _dataset(self, seed: int, level: int) -> Any:
         import reasoning_gym
