@@ -113,6 +113,28 @@ class FinalAnswer(ApiModel):
     so neither an expression nor the question itself is an answer. Every gold answer must be a number."""
 
 
+class Noise(ApiModel):
+    """Known error rates of an environment's verifier, for example from audits of another job or from its certification.
+
+    Read by algorithms with `normalizeByStd`: advantages are divided by the standard deviation of the true reward, which these rates let
+    estimate, and groups whose passes are explained by false positives teach nothing.
+    """
+
+    false_positive_rate: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """P(pass | wrong)."""
+    false_negative_rate: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """P(not pass | right)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.false_positive_rate + self.false_negative_rate >= 1.0:
+            raise ValueError(
+                f"falsePositiveRate {self.false_positive_rate} and falseNegativeRate {self.false_negative_rate} add up to 1 or more: "
+                "nothing can be learned from such verdicts"
+            )
+        return self
+
+
 AUDIT_KINDS = ("final_answer",)
 
 
@@ -161,6 +183,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of programs to write."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
+    noise: Noise | None = None
+    """Known error rates. Unset: none are corrected for."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

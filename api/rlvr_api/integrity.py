@@ -66,6 +66,7 @@ def check_integrity(integrity: Integrity, environments: Sequence[EnvironmentSpec
         raise ValueError(
             "integrity.audit is set, and no environment has an audit verifier: set environments[].audit, for example {finalAnswer: {}}"
         )
+    _check_noise(environments, stages)
     if integrity.audit is None or integrity.audit.rewards == "paid":
         return
     for index, stage in enumerate(stages):
@@ -75,6 +76,19 @@ def check_integrity(integrity: Integrity, environments: Sequence[EnvironmentSpec
                 "integrity.audit (a hack survives it): take normalizeByStd: false or another algorithm, or set "
                 "integrity.audit.rewards to paid"
             )
+
+
+def _check_noise(environments: Sequence[EnvironmentSpec], stages: Sequence[Stage]) -> None:
+    known = [environment.name for environment in environments if environment.noise is not None]
+    if not known:
+        return
+    algorithms = [stage.rlvr.algorithm for stage in stages if stage.rlvr is not None]
+    if not any(divides_by_std(algorithm) and algorithm.kind != "reinforce_plus_plus" for algorithm in algorithms):
+        raise ValueError(f"environment {known[0]} has noise, which only normalizeByStd: true reads: set that, or remove noise")
+    if any(algorithm.dapo is not None and algorithm.dapo.overlong is not None for algorithm in algorithms):
+        raise ValueError(f"environment {known[0]} has noise, which is of verdicts, and dapo.overlong mixes lengths into them: remove one")
+    if any(kl is not None and kl.placement == "reward" for kl in (stage.rlvr.reference_kl for stage in stages if stage.rlvr is not None)):
+        raise ValueError(f"environment {known[0]} has noise, which is of verdicts: set referenceKl.placement to loss, or remove noise")
 
 
 def divides_by_std(algorithm: Algorithm) -> bool:

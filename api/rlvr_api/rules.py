@@ -54,10 +54,10 @@ FIXED_OPTIONAL = ("integrity.audit",)
 _STALE = "self.offPolicy.maxStaleness > 0"
 _CORRECTS = "!has(self.offPolicy.correction.none)"
 _ALGORITHM = "s.rlvr.algorithm"
-_DIVIDES = " || ".join([
-    f"has({_ALGORITHM}.reinforcePlusPlus)",
-    *(f"(has({_ALGORITHM}.{name}) && {_ALGORITHM}.{name}.normalizeByStd)" for name in ("grpo", "dapo", "gspo", "cispo", "sapo")),
-])  # fmt: skip
+_NORMALIZES = " || ".join(
+    f"(has({_ALGORITHM}.{name}) && {_ALGORITHM}.{name}.normalizeByStd)" for name in ("grpo", "dapo", "gspo", "cispo", "sapo")
+)
+_DIVIDES = f"has({_ALGORITHM}.reinforcePlusPlus) || {_NORMALIZES}"
 _OVERLONG = "s.rlvr.algorithm.dapo.overlong"
 
 _CAPS = {"tokenTruncated": "cap", "sequenceTruncated": "cap", "tokenMasked": "high", "sequenceMasked": "high"}
@@ -77,6 +77,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "audit.finalAnswer is for arithmetic and math alone: remove audit",
         ),
     ),
+    "Noise": (Rule("self.falsePositiveRate + self.falseNegativeRate < 1.0", "error rates that add up to 1 leave nothing to learn"),),
     "AuditVerifier": (one_of(AUDIT_KINDS),),
     "Levels": (Rule("self.maximum >= self.start", "maximum is below start; write the same number for one level only"),),
     "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
@@ -176,6 +177,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(
             f"!has(self.verifiers.sandboxResources) || self.environments.exists(e, {_any_of('e', SANDBOXED_KINDS)})",
             "verifiers.sandboxResources means nothing without an environment that runs code: remove it",
+        ),
+        Rule(
+            f"!self.environments.exists(e, has(e.noise)) || self.stages.exists(s, has(s.rlvr) && ({_NORMALIZES}))",
+            "environments[].noise is read by normalizeByStd: true alone: set that, or remove noise",
+        ),
+        Rule(
+            "!self.environments.exists(e, has(e.noise)) || "
+            f"!self.stages.exists(s, has(s.rlvr) && has({_ALGORITHM}.dapo) && has({_ALGORITHM}.dapo.overlong))",
+            "environments[].noise is of verdicts, and dapo.overlong mixes lengths into them: remove one",
+        ),
+        Rule(
+            "!self.environments.exists(e, has(e.noise)) || "
+            "!self.stages.exists(s, has(s.rlvr) && has(s.rlvr.referenceKl) && s.rlvr.referenceKl.placement == 'reward')",
+            "environments[].noise is of verdicts: set referenceKl.placement to loss, or remove noise",
         ),
         Rule(
             "has(self.integrity.audit) == self.environments.exists(e, has(e.audit))",

@@ -137,9 +137,9 @@ class Verdict(ApiModel):
     verifier_version: str
     """Version of the verifier, its library included."""
     false_positive_rate: Fraction | None = None
-    """Estimated P(pass | wrong); unset while not measured."""
+    """P(pass | wrong), as `environments[].noise` has it; unset where that is."""
     false_negative_rate: Fraction | None = None
-    """Estimated P(not pass | right); unset while not measured."""
+    """P(not pass | right), likewise."""
     reason: Annotated[str, Field(max_length=500)] = ""
     """Why, in words, without the gold answer: for example `answer 12 is wrong` or `no integer in the completion`."""
     seconds: Annotated[float, Field(ge=0.0)] = 0.0

@@ -41,6 +41,15 @@ def audited(algorithm, **audit):
     }
 
 
+def noisy(algorithm, **settings):
+    """A spec with a verifier whose error rates are known."""
+    return {
+        **VALID["spec"],
+        "environments": [{"name": "sums", "arithmetic": {}, "noise": {"falsePositiveRate": 0.1, "falseNegativeRate": 0.2}}],
+        "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": algorithm, **settings}}],
+    }
+
+
 REFUSED = {
     "two environments of one name": ("spec.environments", [{"name": "a", "arithmetic": {}}, {"name": "a", "arithmetic": {}}], "twice"),
     "two stages of one name": ("spec.stages", [{"name": "a", "rlvr": {"steps": 1}}, {"name": "a", "rlvr": {"steps": 1}}], "twice"),
@@ -199,6 +208,22 @@ REFUSED = {
     "an audit verifier of no kind": ("spec.environments.0.audit", {}, "exactly one of finalAnswer"),
     "audits that a standard deviation undoes": ("spec", audited({"grpo": {"normalizeByStd": True}}), "undoes integrity.audit"),
     "audits that a batch's deviation undoes": ("spec", audited({"reinforcePlusPlus": {}}), "undoes integrity.audit"),
+    "noise that leaves nothing": (
+        "spec.environments.0.noise",
+        {"falsePositiveRate": 0.5, "falseNegativeRate": 0.5},
+        "add up to 1 or more",
+    ),
+    "noise that nobody reads": ("spec.environments.0.noise", {"falsePositiveRate": 0.1, "falseNegativeRate": 0}, "remove noise"),
+    "noise of verdicts mixed with lengths": (
+        "spec",
+        noisy({"dapo": {"normalizeByStd": True, "overlong": {"bufferTokens": 2}}}),
+        "mixes lengths into them",
+    ),
+    "noise of verdicts mixed with a penalty": (
+        "spec",
+        noisy({"grpo": {"normalizeByStd": True}}, referenceKl={"coefficient": 0.01, "placement": "reward", "estimator": "k1"}),
+        "referenceKl.placement to loss",
+    ),
     "a violation that is not provided for": ("spec.integrity", {"onViolation": "Rollback"}, "Warn"),
     "an amount in words": ("spec.rollouts.pod", {"resources": {"limits": {"memory": "4 GB"}}}, "of the form"),
     "a Secret's name in capitals": ("spec.storage.credentialsSecret", {"name": "S3"}, "of the form"),
@@ -347,6 +372,7 @@ ACCEPTED = {
         },
     ),
     "audits": ("spec", audited({"grpo": {}}, positiveRate=0.1)),
+    "known noise": ("spec", noisy({"grpo": {"normalizeByStd": True}})),
     "audits that only measure": ("spec", audited({"reinforcePlusPlus": {}}, rewards="paid")),
     "the longest name": ("metadata.name", "a" * 40),
 }

@@ -23,6 +23,15 @@ def make(kind, **settings):
     return make_algorithm(Algorithm.model_validate({kind: {**KINDS.get(kind, {}), **settings}}), MAX_TOKENS)
 
 
+def test_known_noise_changes_what_a_group_is_divided_by_and_only_there():
+    noisy = [[Outcome(reward, 3, noise=(0.2, 0.1)) for reward in (1.0, 0.0, 0.0, 0.0, 0.0)]]
+    clean = [[Outcome(reward, 3) for reward in (1.0, 0.0, 0.0, 0.0, 0.0)]]
+    standardised, centred = (make("grpo", normalizeByStd=flag) for flag in (True, False))
+    assert standardised.advantages(noisy) == [[0.0] * 5], "one pass in five is what false positives bring"
+    assert standardised.advantages(clean)[0][0] > 1.5
+    assert centred.advantages(noisy) == centred.advantages(clean)
+
+
 def inputs(weights=(1.0, 1.0, 1.0), log_ratios=(0.0, 0.0, 0.0), advantages=(1.0, 1.0, -2.0), sequences=(0, 0, 1)):
     logprobs = torch.tensor([-0.5, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
     double = {"dtype": torch.float64}

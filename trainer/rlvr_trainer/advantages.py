@@ -7,7 +7,7 @@ those of the group without it. Everything is float64 on plain numbers, since flo
 
 Noise of a verifier: with false positive rate p and false negative rate q the observed mean is p + (1 − p − q)·r, so the unbiased estimate
 of a centred reward is the observed one over (1 − p − q). That rescales a whole environment and flips no sign, and dividing by a standard
-deviation cancels it; this module therefore applies none.
+deviation cancels it; this module therefore applies none. `integrity.rewards` has the correction of the standard deviation itself.
 """
 
 import math
@@ -30,6 +30,8 @@ class Outcome:
     """Length."""
     penalty: float = 0.0
     """Taken off the reward."""
+    noise: tuple[float, float] | None = None
+    """False positive and false negative rate of the verifier, where they are known."""
 
     @property
     def shaped(self) -> float | None:

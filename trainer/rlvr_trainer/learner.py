@@ -25,7 +25,7 @@ from rlvr_trainer.algorithms import AlgorithmBase, LossInputs, make_algorithm
 from rlvr_trainer.correction import off_policy_weights
 from rlvr_trainer.critic import Critic, estimate_advantages
 from rlvr_trainer.diagnostics import BatchStatistics, TokenStatistics, TokenSums, describe_batch
-from rlvr_trainer.integrity.rewards import learning_reward
+from rlvr_trainer.integrity.rewards import known_noise, learning_reward
 from rlvr_trainer.losses import sequence_means
 from rlvr_trainer.metrics import AgeMetrics
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
@@ -196,6 +196,7 @@ class Learner(Resumable):
                         learning_reward(rollout.verdict, audit),
                         len(rollout.token_ids),
                         next(taken, 0.0) if rollout.reward is not None else 0.0,
+                        known_noise(rollout.verdict),
                     )
                     for rollout in group.rollouts
                 ]

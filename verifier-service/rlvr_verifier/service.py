@@ -73,6 +73,7 @@ class VerifierService:
         if sandboxed is not None:
             sandboxed.publish(instruments)
         self._integrity = IntegrityTraffic(spec.integrity, open_auditors(spec.environments, environments), seal, self._score_text)
+        self._noise = {environment.name: environment.noise for environment in spec.environments}
         self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
 
     @property
@@ -201,12 +202,15 @@ class VerifierService:
     def _verdict(
         self, item: ScoreItem, environment: Environment, status: VerdictStatus, score: float | None, reason: str, ticket: QueueTicket
     ) -> Verdict:
+        noise = self._noise.get(item.environment)
         return Verdict(
             id=item.id,
             status=status,
             score=score,
             verifier=environment.kind,
             verifier_version=environment.version,
+            false_positive_rate=None if noise is None else noise.false_positive_rate,
+            false_negative_rate=None if noise is None else noise.false_negative_rate,
             reason=reason[:500],
             seconds=0.0 if ticket.begun is None else time.monotonic() - ticket.begun,
         )

@@ -17,6 +17,7 @@ from rlvr_api.algorithms import GroupRelative
 from rlvr_api.model import ApiModel
 from rlvr_trainer.advantages import Outcome, group_advantages, is_live
 from rlvr_trainer.critic import CriticSettings
+from rlvr_trainer.integrity.rewards import noise_corrected_advantages
 from rlvr_trainer.losses import TokenLoss, sequence_lengths
 
 SettingsT = TypeVar("SettingsT", bound=ApiModel)
@@ -74,8 +75,14 @@ class AlgorithmBase(ABC, Generic[SettingsT]):
 
     def advantages(self, groups: Sequence[Sequence[Outcome]]) -> list[list[float | None]]:
         """Advantage of each completion of a batch, by group; None where masked, all 0.0 where a group has no signal."""
+        return [self._of_group(group) for group in groups]
+
+    def _of_group(self, group: Sequence[Outcome]) -> list[float | None]:
         normalize = isinstance(self.settings, GroupRelative) and self.settings.normalize_by_std
-        return [group_advantages(self.rewards(group), normalize_by_std=normalize) for group in groups]
+        noise = next((outcome.noise for outcome in group if outcome.noise is not None), None)
+        if normalize and noise is not None:
+            return noise_corrected_advantages(self.rewards(group), *noise)
+        return group_advantages(self.rewards(group), normalize_by_std=normalize)
 
     def rewards(self, group: Sequence[Outcome]) -> list[float | None]:
         """What advantages compare: the verifiers' scores less penalties, unless the algorithm shapes them."""

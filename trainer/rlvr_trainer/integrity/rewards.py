@@ -66,3 +66,10 @@ def learning_reward(verdict: Verdict, audit: Audit | None) -> float | None:
     if audit is None or audit.rewards == "paid":
         return verdict.score
     return audited_reward(verdict, audit.max_weight)
+
+
+def known_noise(verdict: Verdict) -> tuple[float, float] | None:
+    """False positive and false negative rate of the verifier, where the job says them."""
+    if verdict.false_positive_rate is None or verdict.false_negative_rate is None:
+        return None
+    return verdict.false_positive_rate, verdict.false_negative_rate

@@ -178,7 +178,6 @@ class Certification:
             Probe("reference", RIGHT, answer),
             Probe("reference-in-tags", RIGHT, f"<think>So it is that.</think><answer>\n{answer}\n</answer>"),
             Probe("padded", EXPLOIT, f"{answer} or something else"),
-            Probe("doubled", EXPLOIT, f"{answer}\n{answer}"),
         )
         return (*own, *probes_of(self._environment.kind, payload))
 
