@@ -1,7 +1,8 @@
 """Tasks of reasoning-gym whose scorers neither run the answer nor pay for junk.
 
 The list is of version 0.1.25. Left out are the nine tasks that evaluate the model's answer as code, those that pay for any text, a
-constant, padding or the answer of another instance, and those whose score depends on the hash seed. Scores are binarised: only 1 is right.
+constant, padding or the answer of another instance, and those whose score depends on the hash seed; `rlvr environment certify TASK` says
+so. Scores are binarised: only 1 is right.
 
 Level n of a task is level n of the library's curriculum, each attribute at its last value once it has no n-th; the job's `config` is laid
 over it, at every level. A curriculum is used as far as the library accepts its own values: that of `caesar_cipher` ends after level 1.
@@ -20,10 +21,12 @@ from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskErr
 
 SAFE_TASKS = frozenset({
     "basic_arithmetic", "chain_sum", "decimal_chain_sum", "base_conversion", "caesar_cipher", "calendar_arithmetic", "count_bits",
-    "count_primes", "fraction_simplification", "gcd", "lcm", "leg_counting", "letter_counting", "needle_haystack", "number_filtering",
-    "number_sorting", "products", "simple_equations", "spell_backward", "time_intervals", "word_sorting", "family_relationships",
+    "count_primes", "gcd", "lcm", "leg_counting", "letter_counting", "needle_haystack", "number_filtering",
+    "number_sorting", "products", "simple_equations", "spell_backward", "word_sorting", "family_relationships",
     "bitwise_arithmetic", "complex_arithmetic", "dice", "sentence_reordering", "word_sequence_reversal", "largest_island", "shortest_path",
 })  # fmt: skip
+REVIEWED_CALLS = frozenset({"reasoning_gym.arithmetic.bitwise_arithmetic eval", "reasoning_gym.algorithmic.number_sorting eval"})
+"""Calls in scorers that a scan finds and that never see an answer: they evaluate the library's own problem, and its own gold answer."""
 HELD_OUT_SHARE = 0.25
 MAX_HELD_OUT = 200
 ANSWER_CHARACTERS = 16_384
@@ -37,6 +40,7 @@ class ReasoningGymEnvironment:
     version = "2+reasoning-gym-0.1.25"
     deterministic = True
     place = Place.WORKER
+    reviewed_calls = REVIEWED_CALLS
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         assert spec.reasoning_gym is not None

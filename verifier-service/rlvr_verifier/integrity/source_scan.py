@@ -7,7 +7,7 @@ Looks at an environment's `score`, and at the library's functions that it names 
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from rlvr_verifier.environments.base import Environment
@@ -20,12 +20,13 @@ HARMLESS_OF = {"re": {"compile"}}
 
 
 def scan_sources(environment: Environment) -> tuple[str, ...]:
-    """Each call that is found, as `module:line name`."""
+    """Each call that is found, as `module:line name`; an environment's `reviewed_calls`, as `module name`, are known to be harmless."""
+    reviewed: Collection[str] = getattr(environment, "reviewed_calls", ())
     scorers: tuple[Callable[..., Any], ...] = (type(environment).score, *getattr(environment, "scorers", ()))
-    return tuple(dict.fromkeys(found for scorer in scorers for found in _scan(scorer)))
+    return tuple(dict.fromkeys(found for scorer in scorers for found in _scan(scorer, reviewed)))
 
 
-def _scan(scorer: Callable[..., Any]) -> Iterator[str]:
+def _scan(scorer: Callable[..., Any], reviewed: Collection[str]) -> Iterator[str]:
     module = inspect.getmodule(scorer)
     if module is None:
         return
@@ -40,7 +41,7 @@ def _scan(scorer: Callable[..., Any]) -> Iterator[str]:
             continue
         reached.add(name)
         for call in (node for function in functions.get(name, ()) for node in ast.walk(function) if isinstance(node, ast.Call)):
-            if forbidden := _forbidden(call.func):
+            if (forbidden := _forbidden(call.func)) and f"{module.__name__} {forbidden}" not in reviewed:
                 yield f"{module.__name__}:{call.lineno} {forbidden}"
             waiting.append(_name(call.func))
 
