@@ -85,6 +85,9 @@ def known_metrics():
     """Names of all metrics that operator, learner and verifiers expose."""
     board = ProgressBoard("climb", stages=1, steps=9, fleet=EngineFleet({}))
     board.update(reward=0.5, pass_rate=0.5, held_out_pass_rate=0.5, staleness=1.0, weight_version=1)
+    board.update(
+        reward_trust={"status": "True", "reason": "BoundsHeld", "environment": "sums", "hackRate": 0.01, "falsePositiveRate": 0.02}
+    )
     board.note_step(dict.fromkeys(("generate", "train"), 1.0), tokens=10)
     with TestClient(build_app(board)) as client:
         learner = client.get("/metrics").text

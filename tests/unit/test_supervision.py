@@ -12,10 +12,10 @@ from rlvr_api.changes import fixed_changes
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.loading import load_job
 from rlvr_api.process import Role
-from rlvr_api.status import Progress, RLVRJobStatus, RoleStatus, Termination, WaitShares
+from rlvr_api.status import Progress, RewardTrust, RLVRJobStatus, RoleStatus, Termination, WaitShares
 from rlvr_operator.backoff import Backoff
 from rlvr_operator.local.supervision import SETTLED_SECONDS, Streak
-from rlvr_operator.local.view import PlainView, duration, panel
+from rlvr_operator.local.view import PlainView, duration, panel, step_line
 from rlvr_operator.observation import Ending, Observation
 from rlvr_operator.status import next_status
 
@@ -173,6 +173,13 @@ def test_plain_view_prints_each_step_once():
     assert [line.partition("  ")[0] for line in lines] == ["job is Running", "climb step 1/9", "climb step 2/9"]
     assert "reward 0.250  pass 0.250  held-out 0.500  level sums 1  tokens/s 120  staleness 0.50" in lines[1]
     assert lines[1].endswith("bottleneck generate  ETA 1:15")
+
+
+def test_a_distrusted_reward_is_shown_with_every_step():
+    trust = RewardTrust(status="False", reason=Reason.HACK_RATE_EXCEEDED, message="environment sums pays wrong answers")
+    assert "reward not to be believed HackRateExceeded" in step_line(progress(3).model_copy(update={"reward_trust": trust}))
+    believed = trust.model_copy(update={"status": "True", "reason": Reason.BOUNDS_HELD})
+    assert "believed" not in step_line(progress(3).model_copy(update={"reward_trust": believed}))
 
 
 def test_panel_shows_everything_that_is_known_and_no_markup_of_others():

@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import JsonValue, ValidationError
 
-from rlvr_api.status import Part, Progress, WaitShares
+from rlvr_api.status import Part, Progress, RewardTrust, WaitShares
 from rlvr_api.wire import MAX_ENGINE_SET_BYTES, MAX_ENGINES, EngineSet, ErrorResponse
 from rlvr_trainer.collector.collector import EventLoopThread
 from rlvr_trainer.fleet import EngineFleet
@@ -127,10 +127,23 @@ def _exposition(progress: Progress) -> str:
     if progress.governor is not None:
         lines += ["# TYPE rlvr_governor_max_staleness gauge", f"rlvr_governor_max_staleness {progress.governor.max_staleness}"]
         lines += ["# TYPE rlvr_governor_paused gauge", f"rlvr_governor_paused {int(progress.governor.mode == 'paused')}"]
+    if progress.reward_trust is not None:
+        lines += _trust_lines(progress.reward_trust)
     if progress.wait_shares is not None:
         lines.append("# TYPE rlvr_learner_time_share gauge")
         lines += [f'rlvr_learner_time_share{{part="{part}"}} {share}' for part, share in progress.wait_shares]
     return "\n".join(lines) + "\n"
+
+
+def _trust_lines(trust: RewardTrust) -> list[str]:
+    lines = ["# TYPE rlvr_reward_trustworthy gauge"]
+    lines += [f'rlvr_reward_trustworthy{{status="{status}"}} {int(status == trust.status)}' for status in ("True", "False", "Unknown")]
+    lines += ["# TYPE rlvr_audits gauge", f"rlvr_audits {trust.audited}"]
+    for name in ("hack_rate", "false_positive_rate", "false_negative_rate"):
+        value = getattr(trust, name)
+        if value is not None:
+            lines += [f"# TYPE rlvr_{name} gauge", f'rlvr_{name}{{environment="{trust.environment}"}} {value}']
+    return lines
 
 
 @contextmanager

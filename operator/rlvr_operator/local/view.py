@@ -118,7 +118,9 @@ def quality(progress: Progress) -> list[tuple[str, str]]:
     shown = _known(
         ("reward", progress.reward, ".3f"), ("pass", progress.pass_rate, ".3f"), ("held-out", progress.held_out_pass_rate, ".3f")
     )
-    return [*shown, *([("level", levels)] if levels else [])]
+    trust = progress.reward_trust
+    doubt = [("reward not to be believed", str(trust.reason))] if trust is not None and trust.status == "False" else []
+    return [*shown, *([("level", levels)] if levels else []), *doubt]
 
 
 def pace(progress: Progress) -> list[tuple[str, str]]:
