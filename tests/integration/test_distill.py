@@ -93,7 +93,7 @@ def run_stage(place, model, teacher):
 def verifier_service(job: RLVRJob) -> httpx.AsyncClient:
     """The real one, without a socket between."""
     pool, instruments = WorkerPool(job.model_dump_json(), job.spec), Instruments()
-    app = build_app(VerifierService(job.spec, open_environments(job, {}), Seal(b"k" * 32), pool, instruments), pool, instruments, Drain())
+    app = build_app(VerifierService(job.spec, open_environments(job, {}), Seal(b"k" * 32), pool, instruments), instruments, Drain())
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app))
 
 
