@@ -155,6 +155,24 @@ class AuditVerifier(ApiModel):
         return one_member(self, AUDIT_KINDS)
 
 
+class Mixing(ApiModel):
+    """Draws prompts by learnability: an environment's share follows its weight times the mean of p(1 − p), which is largest where half of
+    the completions are right, and 0 where all or none are. The error rates of verifiers that are known are taken out."""
+
+    window: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """Groups of an environment, at its current level, that the mean is taken over. Before the first, it counts as the largest."""
+    floor: Fraction = 0.05
+    """Least share of an environment: what is hopeless now may not stay so."""
+    cap: Annotated[Fraction, Field(gt=0.0)] = 1.0
+    """Largest share of an environment."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.floor > self.cap:
+            raise ValueError(f"floor {self.floor} is above cap {self.cap}: lower it")
+        return self
+
+
 ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio")
 DATASET_KINDS = ("math", "python_functions", "stdio")
 """Kinds whose problems are listed: they have level 0 alone."""

@@ -46,9 +46,11 @@ def fixed(path: str) -> Rule:
     return Rule(same, f"{path} says what is trained and is fixed once the job exists: create another job")
 
 
-FIXED = ("seed", "model", "precision", "storage.uri", "environments", "sampling", "stages", "evaluation", "offPolicy", "provenance")
+FIXED = (
+    "seed", "model", "precision", "storage.uri", "environments", "sampling", "stages", "evaluation", "offPolicy", "provenance",
+)  # fmt: skip
 """Paths below `spec` that say what is trained."""
-FIXED_OPTIONAL = ("integrity.audit",)
+FIXED_OPTIONAL = ("mixing", "integrity.audit")
 """The same, without a default."""
 
 _STALE = "self.offPolicy.maxStaleness > 0"
@@ -81,6 +83,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "AuditVerifier": (one_of(AUDIT_KINDS),),
     "Levels": (Rule("self.maximum >= self.start", "maximum is below start; write the same number for one level only"),),
     "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
+    "Mixing": (Rule("self.floor <= self.cap", "floor is above cap: lower it"),),
     "Rlvr": (
         Rule("!self.ordered || self.zeroVariance == 'skip'", "ordered allows no discards, so zeroVariance must be skip, not resample"),
         Rule("self.minibatches <= self.promptsPerStep", "minibatches is more than promptsPerStep: some would have no group"),
@@ -217,6 +220,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "has(t.distill) && has(t.distill.teacher.credentialsSecret)).all(t, t.distill.teacher.credentialsSecret.name == "
             "s.distill.teacher.credentialsSecret.name))",
             "the teachers of a job share one credentialsSecret: name the same one, or make two jobs",
+        ),
+        Rule(
+            "!has(self.mixing) || (self.mixing.floor * double(self.environments.size()) <= 1.0 "
+            "&& self.mixing.cap * double(self.environments.size()) >= 1.0)",
+            "mixing.floor and cap cannot hold for so many environments: lower the floor or raise the cap",
         ),
         *map(fixed, (*FIXED, *FIXED_OPTIONAL)),
     ),

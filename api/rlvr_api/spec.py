@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec
+from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec, Mixing
 from rlvr_api.integrity import Integrity, check_integrity
 from rlvr_api.model import ApiModel, Name, PositiveSeconds, Uri
 from rlvr_api.observability import Observability
@@ -264,6 +264,8 @@ class RLVRJobSpec(ApiModel):
     """Object store."""
     environments: Annotated[tuple[EnvironmentSpec, ...], Field(min_length=1, max_length=64)]
     """Sources of tasks, keyed by name."""
+    mixing: Mixing | None = None
+    """How environments share the prompts of `rlvr` and `rejectionSampling`; unset: by their weights alone."""
     sampling: Sampling = Sampling()
     """How completions are drawn."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=16)]
@@ -312,6 +314,12 @@ class RLVRJobSpec(ApiModel):
             )
         if self.verifiers.sandbox_resources is not None and not self.runs_code:
             raise ValueError("verifiers.sandboxResources means nothing without an environment that runs code: remove it")
+        count = len(self.environments)
+        if self.mixing is not None and not self.mixing.floor * count <= 1 <= self.mixing.cap * count:
+            raise ValueError(
+                f"mixing.floor {self.mixing.floor} and cap {self.mixing.cap} cannot hold for {count} environments: write a floor of at "
+                f"most {1 / count:.3g} and a cap of at least that"
+            )
         for index, stage in enumerate(self.stages):
             self._check_correction(index, stage)
             self._check_promotion(index, stage)

@@ -37,6 +37,15 @@ class SupervisedOptimizer(Optimizer):
     """Peak learning rate; ten times that of `rlvr`, since every token of a trace says what to do."""
 
 
+class Revisit(ApiModel):
+    """Leaves problems alone on which all samples agreed: they carry no gradient. What is left alone is counted as discarded."""
+
+    solved_after: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Admissions until a problem is sampled again of which all samples passed; 0: at once."""
+    hopeless_after: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Admissions until a problem is sampled again of which none passed; 0: at once. Keep it shorter: the policy moves on."""
+
+
 class Rlvr(ApiModel):
     """Reinforcement learning from verifiable rewards, on the model's own rollouts."""
 
@@ -62,8 +71,11 @@ class Rlvr(ApiModel):
     """Groups whose rewards are all equal carry no gradient: `skip` trains on the others, `resample` draws more groups."""
     max_resample_rounds: Annotated[int, Field(ge=1, le=100)] = 10
     """With `resample`: batches' worth of groups collected at most for one step; after that the step takes what it has."""
+    revisit: Revisit = Revisit()
+    """When problems are sampled again on which all samples agreed; for datasets, and for levels with few problems."""
     ordered: bool = False
-    """Consume groups in the order of their index, with the curriculum frozen and no discards: the run can be repeated, and is slower."""
+    """Consume groups, and let levels and mixing see them, in the order of their index: the run can be repeated, and is slower. No group
+    that was sampled is discarded; one that cannot be judged ends the attempt."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

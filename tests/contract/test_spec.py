@@ -175,6 +175,8 @@ REFUSED = {
         {"name": "a", "distill": {"teacher": {"endpoint": "https://t/v1", "model": "m"}, "keepPerPrompt": 2}},
         "keepPerPrompt 2 is above samplesPerPrompt 1",
     ),
+    "floors that are too much together": ("spec.mixing", {"floor": 1.0, "cap": 0.5}, "floor 1.0 is above cap 0.5"),
+    "a cap that leaves prompts over": ("spec.mixing", {"cap": 0.5}, "cannot hold for 1 environments"),
     "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
     "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
@@ -309,6 +311,15 @@ ACCEPTED = {
         ],
     ),
     "a gate": ("spec.stages.0.promoteWhen", {"metric": "eval/pass_rate", "atLeast": 0.6, "environment": "sums"}),
+    "mixing and problems left alone": (
+        "spec",
+        {
+            **VALID["spec"],
+            "mixing": {"window": 8},
+            "stages": [{"name": "a", "rlvr": {"steps": 1, "ordered": True, "revisit": {"solvedAfter": 9, "hopelessAfter": 3}}}],
+            "offPolicy": {"maxStaleness": 0},
+        },
+    ),
     "a teacher": (
         "spec.stages.0",
         {

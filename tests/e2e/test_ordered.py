@@ -18,6 +18,7 @@ STEPS = 12
 OF_AN_ATTEMPT = {"attempt", "time", "weight_version", "previous", "rollouts"}
 MEASURED = {
     "reward_mean", "pass_rate", "groups", "live_groups", "rollouts", "masked", "invalid", "timeouts", "discarded", "truncated_share",
+    "shares", "effective_environments",
     "completion_tokens_mean", "tokens_trained", "levels", "learning_rate", "staleness_mean", "staleness_max",
     "loss", "gradient_norm", "mismatch_kl", "ess", "clip_fraction", "entropy",
 }  # fmt: skip
@@ -27,6 +28,11 @@ def ordered(spec):
     spec["stages"][0]["rlvr"]["ordered"] = True
     spec["offPolicy"] = {"maxStaleness": 0}
     spec["evaluation"]["everySteps"] = 4
+    # What is drawn depends on how the run went: levels, shares and problems left alone must come back as they were.
+    spec["environments"][0]["levels"] = {"maximum": 1, "raiseAt": 0.08, "window": 6}
+    spec["environments"].append({"name": "differences", "arithmetic": {"operations": ["-"], "instruction": "{problem}="}})
+    spec["mixing"] = {"window": 8, "floor": 0.2}
+    spec["stages"][0]["rlvr"]["revisit"] = {"solvedAfter": 24, "hopelessAfter": 12}
 
 
 def read(run):
@@ -59,6 +65,8 @@ def test_a_killed_run_equals_an_undisturbed_one(make_run):
     for exact in ("records", "tokens", "verdicts", "evaluations"):
         assert other[exact] == one[exact], exact
     assert len(one["records"]) == STEPS
+    assert any(record["discarded"] for record in one["records"]), "nothing was left alone"
+    assert len({tuple(sorted(step["shares"].items())) for step in one["metrics"]}) > 1
     assert [step for step, _ in one["evaluations"]] == [0, 4, 8, 12]
     assert other["logprobs"] == pytest.approx(one["logprobs"], abs=1e-4)
     for ours, theirs in zip(other["metrics"], one["metrics"], strict=True):

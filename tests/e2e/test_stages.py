@@ -25,7 +25,10 @@ kind: RLVRJob
 metadata: {{name: path}}
 spec:
   model: {{uri: "file://{folder}/tiny", maxModelLen: 64}}
-  environments: [{{name: sums, arithmetic: {{instruction: "{{problem}}="}}}}]
+  environments:
+    - {{name: sums, arithmetic: {{instruction: "{{problem}}="}}}}
+    - {{name: differences, arithmetic: {{operations: ["-"], instruction: "{{problem}}="}}}}
+  mixing: {{floor: 0.2, window: 8}}
   sampling: {{maxTokens: 3}}
   stages:
     - name: cold-start
@@ -34,8 +37,9 @@ spec:
       rejectionSampling:
         {{rounds: 2, promptsPerRound: 32, samplesPerPrompt: 8, keepPerPrompt: 2, examplesPerStep: 8, optimizer: {{learningRate: 1.0e-3}}}}
     - name: climb
-      rlvr: {{steps: 24, promptsPerStep: 8, groupSize: 8, optimizer: {{learningRate: 2.0e-4}}}}
-      promoteWhen: {{atLeast: 0.02}}
+      rlvr:
+        {{steps: 24, promptsPerStep: 8, groupSize: 8, revisit: {{solvedAfter: 16, hopelessAfter: 8}}, optimizer: {{learningRate: 2.0e-4}}}}
+      promoteWhen: {{environment: sums, atLeast: 0.02}}
     - name: measure
       evaluate: {{k: [1, 4, 8], tasksPerEnvironment: 30, samplesPerTask: 8}}
   evaluation: {{tasksPerEnvironment: 30, samplesPerTask: 4, everySteps: 12}}
@@ -105,15 +109,16 @@ def check_what_the_store_tells(store) -> None:
         groups = [group for blob in item.record.rollouts for group in read_groups(store, blob)]
         assert tuple(group.admission.index for group in groups) == item.record.groups
     last = {result.stage: result for result in read_evaluations(store)}
-    lower = last["climb"].lower_bound()
+    lower = last["climb"].lower_bound("sums")
     assert lower is not None
     assert lower >= 0.02
     lineage = find_lineage(store)[1]
     assert [(stage.name, stage.steps) for stage in lineage.stages] == [(keys.name, len(records[keys.name])) for keys in STAGES[:3]]
     assert lineage.external_stages == ("default/path/cold-start",)
     assert lineage.stages[0].datasets[0].contamination.examples == 6
-    (cell,) = last["measure"].cells
-    assert set(cell.pass_at) == {1, 4, 8}
-    assert cell.pass_at[1].mean == pytest.approx(cell.pass_rate)
-    assert cell.pass_at[1].mean <= cell.pass_at[4].mean <= cell.pass_at[8].mean
-    assert all(found.lower <= found.mean <= found.upper for found in cell.pass_at.values())
+    assert [cell.environment for cell in last["measure"].cells] == ["differences", "sums"]
+    for cell in last["measure"].cells:
+        assert set(cell.pass_at) == {1, 4, 8}
+        assert cell.pass_at[1].mean == pytest.approx(cell.pass_rate)
+        assert cell.pass_at[1].mean <= cell.pass_at[4].mean <= cell.pass_at[8].mean
+        assert all(found.lower <= found.mean <= found.upper for found in cell.pass_at.values())

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from rlvr_api.environments import Arithmetic, EnvironmentSpec
 from rlvr_api.off_policy import OffPolicy
 from rlvr_api.spec import Sampling
-from rlvr_api.stages import Rlvr
+from rlvr_api.stages import Revisit, Rlvr
 from rlvr_api.wire import (
     CanaryTag,
     CanaryVerdict,
@@ -28,8 +28,8 @@ from rlvr_api.wire import (
     VerdictStatus,
 )
 from rlvr_trainer.chat import ChatFormat
-from rlvr_trainer.collector.collector import CollectionStalledError, Collector, EventLoopThread
-from rlvr_trainer.collector.curriculum import Curriculum
+from rlvr_trainer.collector.collector import CollectionStalledError, Collector, EventLoopThread, HeldOutOnlyError
+from rlvr_trainer.collector.curriculum import SOLVED, Curriculum
 from rlvr_trainer.collector.engines import EnginePool
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner
 from rlvr_trainer.collector.http import RequestRefusedError
@@ -54,6 +54,7 @@ class World:
     versions: Callable[[int], list[JsonValue]] = lambda length: [{"version": "3", "start": 0, "end": length}]
     incarnations: dict[str, int] = field(default_factory=lambda: {"a": 0, "b": 0})
     clean: tuple[str, ...] = ("a", "b")
+    problem_of: Callable[[int], str] = lambda seed: f"{seed % 2**60:016x}"
     calls: dict[str, int] = field(default_factory=dict)
     engines_asked: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
@@ -112,7 +113,7 @@ class World:
                 return fault
             item = request.items[0]
             task = Task(
-                environment=item.environment, environment_version="1", level=item.level, problem_id=f"{item.seed % 2**60:016x}",
+                environment=item.environment, environment_version="1", level=item.level, problem_id=self.problem_of(item.seed),
                 messages=(Message(role="user", content="1+1="),), task_key=f"key-{self.calls['sample']}",
             )  # fmt: skip
             return Response(SampleResponse(tasks=(task,)).model_dump_json(), media_type="application/json")
@@ -150,11 +151,21 @@ def loop() -> Iterator[EventLoopThread]:
     loop.close()
 
 
-def collect(world: World, chat: ChatFormat, loop: EventLoopThread, *, steps: int = 1, stall_seconds: float = 30.0) -> list[Batch]:
+def collect(
+    world: World,
+    chat: ChatFormat,
+    loop: EventLoopThread,
+    *,
+    steps: int = 1,
+    stall_seconds: float = 30.0,
+    curriculum: Curriculum | None = None,
+    ordered: bool = False,
+) -> list[Batch]:
     """Run a collector over `steps` batches of two groups of four."""
     client = httpx.AsyncClient(transport=httpx.ASGITransport(world.app()), base_url="http://world")
-    stage = Rlvr(steps=steps, prompts_per_step=2, group_size=4)
-    ledger = GroupLedger(stage, OffPolicy(), Schedule(0, "climb", [ENVIRONMENT]), Curriculum([ENVIRONMENT]))
+    stage = Rlvr(steps=steps, prompts_per_step=2, group_size=4, ordered=ordered)
+    off_policy = OffPolicy(max_staleness=0) if ordered else OffPolicy()
+    ledger = GroupLedger(stage, off_policy, Schedule(0, "climb", [ENVIRONMENT]), curriculum or Curriculum([ENVIRONMENT]))
     engines = EnginePool(world, client, Sampling(max_tokens=3), chat.end_token_ids)
     runner = EpisodeRunner(engines, VerifierClient("http://world/verifier", client, 5.0), chat, 1.0)
     collector = Collector(ledger, runner, loop, "job/climb", 1, stall_seconds)
@@ -294,6 +305,35 @@ def test_a_group_that_stays_unjudged_is_discarded_with_its_reason_never_scored(c
     batch = collect(world, chat, loop)[0]
     assert batch.discarded == ((0, UNJUDGED),)
     assert sorted(group.admission.index for group in batch.groups) == [1, 2]
+
+
+def test_problems_on_which_all_samples_agreed_are_left_alone_without_a_token_sampled(chat: ChatFormat, loop: EventLoopThread) -> None:
+    problems = ["a" * 16, "b" * 16, "c" * 16]
+    world = World(problem_of=lambda seed: problems[seed % 3], status_of=lambda _: VerdictStatus.PASS)
+    curriculum = Curriculum([ENVIRONMENT], revisit=Revisit(solved_after=40))
+    batches = collect(world, chat, loop, steps=4, curriculum=curriculum, ordered=True)
+    skipped = [(index, reason) for batch in batches for index, reason in batch.discarded]
+    assert {reason for _, reason in skipped} == {SOLVED}
+    taken = [group.admission.index for group in groups_of(batches)]
+    assert sorted([*taken, *(index for index, _ in skipped)]) == list(range(batches[-1].cursor)), "every index once"
+    assert world.calls["generate"] == len(taken) == 8
+    assert world.calls["sample"] == len(taken) + len(skipped)
+    again = collect(
+        World(problem_of=world.problem_of, status_of=world.status_of), chat, loop, steps=4, ordered=True,
+        curriculum=Curriculum([ENVIRONMENT], revisit=Revisit(solved_after=40)),
+    )  # fmt: skip
+    assert [(batch.discarded, batch.cursor, batch.curriculum) for batch in again] == [
+        (batch.discarded, batch.cursor, batch.curriculum) for batch in batches
+    ]
+
+
+def test_held_out_problems_are_discarded_and_training_on_nothing_else_is_refused(chat: ChatFormat, loop: EventLoopThread) -> None:
+    held_out = "a" * 16
+    world = World(problem_of=lambda seed: held_out if seed % 2 else "b" * 16)
+    batches = collect(world, chat, loop, steps=3, curriculum=Curriculum([ENVIRONMENT], held_out={held_out}))
+    assert {group.problem_id for group in groups_of(batches)} == {"b" * 16}
+    with pytest.raises(HeldOutOnlyError, match="64 tasks in a row, the last of sums, are held-out ones"):
+        collect(World(problem_of=lambda _: held_out), chat, loop, curriculum=Curriculum([ENVIRONMENT], held_out={held_out}))
 
 
 def test_a_key_the_verifier_no_longer_knows_is_renewed_by_sampling_the_same_task(chat: ChatFormat, loop: EventLoopThread) -> None:

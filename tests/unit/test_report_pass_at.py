@@ -102,3 +102,13 @@ def test_the_page_says_what_the_weights_come_from_and_warns_of_a_test_that_was_l
     assert "2 examples of s3://data/&lt;t&gt;.jsonl hold held-out tasks" in page
     assert "external traces  default/j/cold\ntrained by default/j" in page
     assert "what was learned" not in render(RunData(job, [step(1)], evaluations, ()), TIME)
+
+
+def test_shares_of_several_environments_are_drawn_and_of_one_are_not(job):
+    def mixed(number, **shares):
+        return step(number).model_copy(update={"shares": shares, "effective_environments": 1.72})
+
+    page = render(RunData(job, [mixed(1, sums=0.5, products=0.5), mixed(2, sums=0.25, products=0.75)], (), ()), TIME)
+    assert "Prompts by environment" in page
+    assert "1.72 of 2" in page
+    assert "Prompts by environment" not in render(RunData(job, [mixed(1, sums=1.0), mixed(2, sums=1.0)], (), ()), TIME)

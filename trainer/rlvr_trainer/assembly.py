@@ -124,6 +124,7 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
                     provenance=Provenance(lineage, known),
                     contamination=contamination,
                     fork=fork,
+                    held_out_problems=frozenset(task.problem_id for task in held_out),
                     references=references,
                 )
     finally:

@@ -163,6 +163,10 @@ class StepMetrics(StoredDocument):
     """Completion tokens consumed over the step's wall time."""
     levels: Annotated[dict[Name, Count], Field(default_factory=dict)]
     """Level of each environment after the step."""
+    shares: Annotated[dict[Name, Fraction], Field(default_factory=dict)]
+    """Share of the groups by environment."""
+    effective_environments: Measured = None
+    """Vendi score of the environments: their number, less what they share of words and what is drawn unevenly."""
     phase_seconds: Annotated[dict[str, Seconds], Field(default_factory=dict)]
     """The learner's wall time since the last step, by `Phase`."""
     generate_seconds: Measured = None

@@ -82,6 +82,8 @@ class Run:
     """What the preflight found in the traces of stages, by URI."""
     fork: Fork | None = None
     """What the job began with, where that is no folder."""
+    held_out_problems: frozenset[str] = frozenset()
+    """Ids of the problems that the job is measured on."""
     references: Sequence[Reference] = ()
     """What stages that make their own traces must look for in them."""
     results: dict[str, EvaluationResult] = field(default_factory=dict)

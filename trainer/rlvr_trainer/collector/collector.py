@@ -22,8 +22,10 @@ from typing import Any, TypeVar
 from rlvr_api.integrity import Audit
 from rlvr_api.off_policy import OffPolicy
 from rlvr_trainer.chat import PromptTooLongError
-from rlvr_trainer.collector.episode import Episode, EpisodeRunner, UnjudgedError
+from rlvr_trainer.collector.curriculum import HELD_OUT
+from rlvr_trainer.collector.episode import Episode, EpisodeRunner, SkippedError, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED, Batch, GroupLedger, LedgerSnapshot
+from rlvr_trainer.context import BadInputError
 from rlvr_trainer.integrity.rewards import learning_reward
 from rlvr_trainer.rollout import Admission, RolloutGroup
 
@@ -35,6 +37,10 @@ IDLE_SECONDS = 0.5
 """How often the loop looks for room when nothing has woken it."""
 CONSECUTIVE_DISCARDS = 64
 """Groups given up in a row after which the run cannot be healthy."""
+
+
+class HeldOutOnlyError(BadInputError):
+    """What an environment gives for training is held out."""
 
 
 class CollectionStalledError(RuntimeError):
@@ -66,12 +72,6 @@ async def _cancel_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-def pass_rate(group: RolloutGroup) -> float:
-    """Share of the judged rollouts that passed."""
-    rewards = [reward for reward in group.rewards if reward is not None]
-    return sum(reward > 0 for reward in rewards) / len(rewards)
 
 
 def has_variance(group: RolloutGroup, audit: Audit | None = None) -> bool:
@@ -182,7 +182,8 @@ class Collector:
                         tasks.create_task(self._run(admission))
                     self._wake.clear()
                     try:
-                        await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
+                        async with asyncio.timeout(IDLE_SECONDS):  # `wait_for` of Python 3.11 swallows a cancellation that meets a wake
+                            await self._wake.wait()
                     except TimeoutError:
                         continue
         except BaseExceptionGroup as group:
@@ -201,9 +202,13 @@ class Collector:
             samples=stage.group_size,
             # Ordered runs draw the same numbers in every attempt.
             seed=self.ledger.schedule.sampling_seed(admission.index, 0 if stage.ordered else self.attempt),
+            reason_to_skip=lambda problem_id: self._reason_to_skip(problem_id, admission.index),
         )
         try:
             group = await self.runner.run(episode)
+        except SkippedError as error:
+            self._skip(admission, error)
+            return
         except PromptTooLongError as error:
             self._discard(admission, TOO_LONG, error)
             return
@@ -211,7 +216,7 @@ class Collector:
             self._discard(admission, UNJUDGED, error)
             return
         with self._changed:
-            self.ledger.finish(group, pass_rate(group), zero_variance=not has_variance(group, self.audit))
+            self.ledger.finish(group, zero_variance=not has_variance(group, self.audit))
             self.times.groups += 1
             self.times.generate_seconds += group.generate_seconds
             self.times.score_seconds += group.score_seconds
@@ -219,6 +224,23 @@ class Collector:
             self._discards_in_a_row = 0
             self._last_finish = time.monotonic()
             self._changed.notify_all()
+        self._wake.set()
+
+    def _reason_to_skip(self, problem_id: str, index: int) -> str | None:
+        with self._changed:
+            return self.ledger.curriculum.reason_to_skip(problem_id, index)
+
+    def _skip(self, admission: Admission, error: SkippedError) -> None:
+        """Give up an index of which nothing was sampled. This is no fault, unless it goes on: held-out problems alone, for example."""
+        with self._changed:
+            self.ledger.discard(admission.index, error.reason)
+            if error.reason == HELD_OUT:
+                self._discards_in_a_row += 1
+                if self._discards_in_a_row >= CONSECUTIVE_DISCARDS:
+                    raise HeldOutOnlyError(
+                        f"{self._discards_in_a_row} tasks in a row, the last of {admission.environment}, are held-out ones of this job: "
+                        "its training tasks are what another environment is measured on; take one of the two out"
+                    )
         self._wake.set()
 
     def _discard(self, admission: Admission, reason: str, error: Exception) -> None:

@@ -7,6 +7,7 @@ group is generated again, and a group with too few verdicts is generated again u
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlvr_api.wire import ScoreItem, Split, Task, TaskRequest
@@ -18,6 +19,14 @@ from rlvr_trainer.telemetry import Attribute, SpanName, current_traceparent, roo
 
 MAX_ISSUES = 5
 """How often an index is generated before a group that stays unjudged is given up."""
+
+
+class SkippedError(RuntimeError):
+    """The task is not to be sampled; nothing was generated."""
+
+    def __init__(self, reason: str, problem_id: str) -> None:
+        super().__init__(f"problem {problem_id} is left alone")
+        self.reason = reason
 
 
 class UnjudgedError(RuntimeError):
@@ -34,6 +43,8 @@ class Episode:
     split: Split
     samples: int
     seed: int
+    reason_to_skip: Callable[[str], str | None] = lambda _: None
+    """Of a problem, by its id; None: it is sampled."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class EpisodeRunner:
         """Collect one group.
 
         Raises:
+            SkippedError: there is a reason to leave its problem alone.
             PromptTooLongError: the task does not fit the model.
             UnjudgedError: the verifiers did not judge enough of it.
             EngineLostError: no engine became ready in time.
@@ -70,6 +82,8 @@ class EpisodeRunner:
         request = TaskRequest(environment=admission.environment, split=episode.split, seed=admission.task_seed, level=admission.level)
         with tracer().start_as_current_span(SpanName.SAMPLE):
             task = await self.verifiers.sample(request)
+        if (reason := episode.reason_to_skip(task.problem_id)) is not None:
+            raise SkippedError(reason, task.problem_id)
         prompt_ids = self.chat.render(task.messages)
         for issue in range(MAX_ISSUES):
             completion = await self._generate(prompt_ids, episode, issue)

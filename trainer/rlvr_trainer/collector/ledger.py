@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from rlvr_api.off_policy import OffPolicy
 from rlvr_api.stages import Rlvr
-from rlvr_trainer.collector.curriculum import Curriculum
+from rlvr_trainer.collector.curriculum import Curriculum, Outcome
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.rollout import Admission, RolloutGroup
 
@@ -93,16 +93,17 @@ class GroupLedger:
     def admit(self) -> Admission:
         """Give out the next index."""
         index = self.cursor
-        environment = self.schedule.environment(index)
+        environment = self.schedule.environment(index, self.curriculum.shares)
         admission = Admission(index, environment, self.curriculum.levels[environment], self.schedule.task_seed(index))
         self.outstanding[index] = admission
         self.cursor += 1
         return admission
 
-    def finish(self, group: RolloutGroup, pass_rate: float, *, zero_variance: bool) -> None:
+    def finish(self, group: RolloutGroup, *, zero_variance: bool) -> None:
         """Take a finished group; one without variance is discarded when the stage resamples and the bound allows."""
         index = group.admission.index
-        self.curriculum.observe(group.admission.environment, group.admission.level, pass_rate)
+        if not self.stage.ordered:
+            self.curriculum.observe(Outcome.of(group))
         if zero_variance and self._may_resample():
             self._resampled += 1
             self.discard(index, ZERO_VARIANCE)
@@ -135,6 +136,9 @@ class GroupLedger:
         for index in chosen:
             del self.outstanding[index]
         self.consumed += len(groups)
+        if self.stage.ordered:  # in the order of the index, not in that in which they happened to finish
+            for group in groups:
+                self.curriculum.observe(Outcome.of(group))
         discarded, self.discarded, self._resampled = tuple(self.discarded), [], 0
         return Batch(groups, discarded, self._pending(), self.cursor, self.curriculum.state())
 

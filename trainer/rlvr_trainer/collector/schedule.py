@@ -1,11 +1,11 @@
 """Which task an index means: a pure function of (seed, stage, index), so that a re-issued index is the same task.
 
-The level alone is not derived: it depends on how the run went, and is kept with the admission.
+Level and, with `mixing`, environment also depend on how the run went; both are kept with the admission.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from rlvr_api.environments import EnvironmentSpec
@@ -19,10 +19,15 @@ class Schedule:
         self._names = [environment.name for environment in environments]
         self._bounds = list(accumulate(environment.weight for environment in environments))
 
-    def environment(self, index: int) -> str:
-        """Name of the environment, drawn by weight."""
-        point = _hash(f"{self._root}/{index}/environment") / 2**63 * self._bounds[-1]
-        return self._names[min(bisect_right(self._bounds, point), len(self._names) - 1)]
+    def environment(self, index: int, shares: Mapping[str, float] | None = None) -> str:
+        """Name of the environment, drawn by its share.
+
+        Args:
+            shares: by name, 1 together; None: those of the weights.
+        """
+        bounds = self._bounds if shares is None else list(accumulate(shares[name] for name in self._names))
+        point = _hash(f"{self._root}/{index}/environment") / 2**63 * bounds[-1]
+        return self._names[min(bisect_right(bounds, point), len(self._names) - 1)]
 
     def task_seed(self, index: int) -> int:
         """Seed of the task, in [0, 2^63)."""

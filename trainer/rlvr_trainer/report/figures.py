@@ -46,7 +46,7 @@ class Figure:
 
 def learning_figures(data: RunData) -> list[Figure]:
     """Reward and pass rate with the held-out points; held-out rates by level; levels."""
-    found = [_learning(data), *_held_out_by_cell(data), *_levels(data)]
+    found = [_learning(data), *_held_out_by_cell(data), *_levels(data), *_shares(data)]
     return [figure for figure in found if figure.wide]
 
 
@@ -142,6 +142,24 @@ def _levels(data: RunData) -> Iterator[Figure]:
     text = "The level that training prompts are drawn from; it rises when the last groups' pass rate reaches the environment's threshold."
     highest = max(level for step in data.steps for level in step.levels.values())
     yield chart_figure("Level", text, lines, number, y_range=(0.0, highest + 0.3), whole_y=True, sizes=FLAT)
+
+
+def _shares(data: RunData) -> Iterator[Figure]:
+    names = sorted({name for step in data.steps for name in step.shares})
+    if len(names) < 2:
+        return
+    steps = [step for step in data.steps if step.shares]
+    lines = [
+        Line(name, [(data.position(step), step.shares.get(name, 0.0)) for step in steps], colour)
+        for colour, name in enumerate(names[:MAX_LINES], 1)
+    ]
+    effective = [step.effective_environments for step in steps if step.effective_environments is not None]
+    text = "Share of each environment in a step's groups."
+    if effective:
+        text += f" Effective number of environments (Vendi score), last step: {number(effective[-1])} of {len(names)}."
+    if len(names) > MAX_LINES:
+        text += f" The first {MAX_LINES} are drawn."
+    yield chart_figure("Prompts by environment", text, lines, percent, y_range=(0.0, 1.0), sizes=LOW)
 
 
 def chart_figure(

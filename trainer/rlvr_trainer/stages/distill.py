@@ -175,11 +175,12 @@ class Collection:
         environment = schedule.environment(index)
         request = TaskRequest(environment=environment, split="train", seed=schedule.task_seed(index), level=self._levels[environment])
         task = await self.run.runner.verifiers.sample(request)
+        held_out = task.problem_id in self.run.held_out_problems
         statuses: Counter[str] = Counter()
         kept: dict[str, KeptAnswer] = {}
         spent = 0
         for number in itertools.count():
-            if number == self.spec.samples_per_prompt or len(kept) == self.spec.keep_per_prompt or not self._may_ask():
+            if held_out or number == self.spec.samples_per_prompt or len(kept) == self.spec.keep_per_prompt or not self._may_ask():
                 break
             status = UNUSABLE
             try:
@@ -193,7 +194,7 @@ class Collection:
                 status = await self._judge(answer, task, request, f"{index}/{number}", kept)
             statuses[status] += 1
         asked = sum(statuses.values())
-        if asked:
+        if asked or held_out:
             await self._commit(
                 TaskAnswers(
                     index=index,

@@ -19,9 +19,8 @@ from pydantic import JsonValue
 from rlvr_api.stages import RejectionSampling, Stage
 from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.chat import PromptTooLongError
-from rlvr_trainer.collector.collector import pass_rate
-from rlvr_trainer.collector.curriculum import Curriculum
-from rlvr_trainer.collector.episode import Episode, UnjudgedError
+from rlvr_trainer.collector.curriculum import Curriculum, Outcome
+from rlvr_trainer.collector.episode import Episode, SkippedError, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.diagnostics import describe_batch
@@ -184,14 +183,14 @@ class RejectionSamplingStage:
     def _collect(self, number: int, levels: Mapping[str, JsonValue]) -> Round:
         run, spec = self._run, self._run.context.job.spec
         run.board.update(message=f"sampling round {number + 1} of {self._spec.rounds}")
-        curriculum = Curriculum(spec.environments, state=levels)
+        curriculum = Curriculum(spec.environments, mixing=spec.mixing, held_out=run.held_out_problems, state=levels)
         indices = range(number * self._spec.prompts_per_round, (number + 1) * self._spec.prompts_per_round)
         with timed(self._loop.phases, Phase.WAIT):
-            found = run.wait_for(run.loop.submit(self._sample(indices, curriculum.levels)))
+            found = run.wait_for(run.loop.submit(self._sample(indices, curriculum)))
         groups = tuple(group for group in found if isinstance(group, RolloutGroup))
         discarded = tuple(discard for discard in found if isinstance(discard, Discard))
         for group in groups:
-            curriculum.observe(group.admission.environment, group.admission.level, pass_rate(group))
+            curriculum.observe(Outcome.of(group))
         made = self._round(number, self._loop.step + 1, curriculum.state(), groups, *discarded)
         run.board.update(message="")
         if not made.examples:
@@ -202,18 +201,23 @@ class RejectionSamplingStage:
         logger.info("round %d keeps %d completions of %d tasks", number + 1, len(made.examples) // self._spec.epochs, len(groups))
         return made
 
-    async def _sample(self, indices: Sequence[int], levels: Mapping[str, int]) -> list[RolloutGroup | Discard]:
+    async def _sample(self, indices: Sequence[int], curriculum: Curriculum) -> list[RolloutGroup | Discard]:
         attempt, name = self._run.context.attempt, self._run.context.job.metadata.name
-        slots = asyncio.Semaphore(GROUPS_IN_FLIGHT)
+        slots, shares, levels = asyncio.Semaphore(GROUPS_IN_FLIGHT), curriculum.shares, curriculum.levels
 
         async def sample(index: int) -> RolloutGroup | Discard:
-            environment = self._schedule.environment(index)
+            environment = self._schedule.environment(index, shares)
             admission = Admission(index, environment, levels[environment], self._schedule.task_seed(index))
             seed = self._schedule.sampling_seed(index, attempt)
-            episode = Episode(f"{name}/{self._keys.name}/{attempt}/{index}", admission, "train", self._spec.samples_per_prompt, seed)
+            episode = Episode(
+                f"{name}/{self._keys.name}/{attempt}/{index}", admission, "train", self._spec.samples_per_prompt, seed,
+                lambda problem_id: curriculum.reason_to_skip(problem_id, index),
+            )  # fmt: skip
             async with slots:
                 try:
                     return await self._run.runner.run(episode)
+                except SkippedError as error:
+                    return Discard(index=index, reason=error.reason)
                 except (PromptTooLongError, UnjudgedError) as error:
                     logger.warning("group %d of %s is discarded: %s", index, self._keys.name, error)
                     return Discard(index=index, reason=TOO_LONG if isinstance(error, PromptTooLongError) else UNJUDGED)

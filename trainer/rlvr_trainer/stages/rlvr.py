@@ -11,14 +11,12 @@ Staleness counts optimizer steps over all stages; a step without a live group ch
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, datetime
-
-from pydantic import JsonValue
 
 from rlvr_api.stages import Rlvr, Stage
 from rlvr_trainer.collector.collector import Collector
-from rlvr_trainer.collector.curriculum import Curriculum
+from rlvr_trainer.collector.curriculum import Curriculum, levels_in
+from rlvr_trainer.collector.diversity import effective_environments, environment_shares
 from rlvr_trainer.collector.ledger import Batch, GroupLedger
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.integrity.enforcement import RewardMonitor
@@ -156,7 +154,8 @@ class RlvrStage:
     def _start_collector(self, plan: ResumePlan) -> Collector:
         spec = self._run.context.job.spec
         state = plan.curriculum if isinstance(plan.curriculum, dict) else None
-        curriculum = Curriculum(spec.environments, frozen=self._spec.ordered, state=state)
+        held_out = self._run.held_out_problems
+        curriculum = Curriculum(spec.environments, mixing=spec.mixing, revisit=self._spec.revisit, held_out=held_out, state=state)
         ledger = GroupLedger(
             self._spec,
             self._governor.in_force,
@@ -308,7 +307,9 @@ class RlvrStage:
             invalid=statuses["invalid"],
             timeouts=statuses["timeout"],
             discarded=dict(Counter(reason for _, reason in batch.discarded)),
-            levels=_levels(batch.curriculum),
+            levels=levels_in(batch.curriculum),
+            shares=environment_shares(groups),
+            effective_environments=effective_environments(groups),
             generate_seconds=_mean(groups, "generate_seconds"),
             score_seconds=_mean(groups, "score_seconds"),
             phase_seconds={},
@@ -325,10 +326,6 @@ class RlvrStage:
             staleness=metrics.staleness_mean,
             level={**metrics.levels},
         )
-
-
-def _levels(curriculum: Mapping[str, JsonValue]) -> dict[str, int]:
-    return {name: state["level"] for name, state in curriculum.items() if isinstance(state, dict) and isinstance(state["level"], int)}
 
 
 def _mean(groups: tuple[RolloutGroup, ...], name: str) -> float:

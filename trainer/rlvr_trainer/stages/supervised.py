@@ -211,6 +211,7 @@ class SupervisedLoop:
             rollouts=0,
             discarded={},
             levels={},
+            shares={},
             by_age={},
             completion_tokens_mean=report.tokens / report.examples,
             tokens_trained=report.tokens,
