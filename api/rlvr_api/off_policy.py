@@ -1,5 +1,6 @@
 """How far from the current policy a rollout may be, what is done about it, and who changes that while a run goes on."""
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import Correction, Rejection, TokenTruncated
 from rlvr_api.model import ApiModel, Fraction
+from rlvr_api.stages import Rlvr, Stage
 
 
 class Governor(ApiModel):
@@ -72,3 +74,40 @@ class OffPolicy(ApiModel):
         if cap is None and self.max_staleness == 0:
             raise ValueError("a governor has nothing to tighten with maxStaleness 0 and correction none: remove it, or raise maxStaleness")
         return self
+
+
+def check_off_policy(off_policy: OffPolicy, stages: Sequence[Stage], max_tokens: int) -> None:
+    """What the stages' algorithms need of it.
+
+    Args:
+        max_tokens: of a completion.
+
+    Raises:
+        ValueError: samples would be taken for what they are not, or a setting would not do what it promises.
+    """
+    for index, stage in enumerate(stages):
+        if stage.rlvr is not None:
+            _check_algorithm(off_policy, stage.rlvr, f"stages[{index}].rlvr")
+            _check_overlong(stage.rlvr, max_tokens, f"stages[{index}].rlvr")
+
+
+def _check_algorithm(off_policy: OffPolicy, stage: Rlvr, place: str) -> None:
+    algorithm, correction = stage.algorithm.kind, off_policy.correction.kind
+    if algorithm == "dppo_tv" and correction != "none":
+        raise ValueError(f"{place}.algorithm.dppoTv already weighs by the sampler: set offPolicy.correction to {{none: {{}}}}")
+    if algorithm != "dppo_tv" and correction == "none" and off_policy.max_staleness > 0:
+        raise ValueError(
+            f"{place}.algorithm.{to_camel(algorithm)} with offPolicy.maxStaleness {off_policy.max_staleness} and no correction "
+            "learns from stale samples as if they were fresh: set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0"
+        )
+    if stage.ordered and off_policy.max_staleness > 0:
+        raise ValueError(f"{place}.ordered repeats a run only with offPolicy.maxStaleness 0, not {off_policy.max_staleness}")
+
+
+def _check_overlong(stage: Rlvr, max_tokens: int, place: str) -> None:
+    overlong = stage.algorithm.dapo.overlong if stage.algorithm.dapo is not None else None
+    if overlong is not None and overlong.buffer_tokens > max_tokens:
+        raise ValueError(
+            f"{place}.algorithm.dapo.overlong.bufferTokens {overlong.buffer_tokens} is more than sampling.maxTokens "
+            f"{max_tokens}: an empty completion would be punished; write a fifth of maxTokens"
+        )

@@ -16,7 +16,7 @@ from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec, Mixing
 from rlvr_api.integrity import Integrity, check_integrity
 from rlvr_api.model import ApiModel, Name, PositiveSeconds, Uri
 from rlvr_api.observability import Observability
-from rlvr_api.off_policy import OffPolicy
+from rlvr_api.off_policy import OffPolicy, check_off_policy
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, Resources, SecretReference, refuse_reserved
 from rlvr_api.provenance import Provenance
 from rlvr_api.stages import Stage
@@ -321,9 +321,9 @@ class RLVRJobSpec(ApiModel):
                 f"most {1 / count:.3g} and a cap of at least that"
             )
         for index, stage in enumerate(self.stages):
-            self._check_correction(index, stage)
             self._check_promotion(index, stage)
             self._check_provenance(index, stage)
+        check_off_policy(self.off_policy, self.stages, self.sampling.max_tokens)
         check_integrity(self.integrity, self.environments, self.stages)
         return self
 
@@ -351,27 +351,6 @@ class RLVRJobSpec(ApiModel):
             raise ValueError(
                 f"stages[{index}].promoteWhen.environment is '{stage.promote_when.environment}', and the job has {', '.join(names)}"
             )
-
-    def _check_correction(self, index: int, stage: Stage) -> None:
-        if stage.rlvr is None:
-            return
-        place = f"stages[{index}].rlvr"
-        algorithm, correction = stage.rlvr.algorithm.kind, self.off_policy.correction.kind
-        if algorithm == "dppo_tv" and correction != "none":
-            raise ValueError(f"{place}.algorithm.dppoTv already weighs by the sampler: set offPolicy.correction to {{none: {{}}}}")
-        if algorithm != "dppo_tv" and correction == "none" and self.off_policy.max_staleness > 0:
-            raise ValueError(
-                f"{place}.algorithm.{to_camel(algorithm)} with offPolicy.maxStaleness {self.off_policy.max_staleness} and no correction "
-                "learns from stale samples as if they were fresh: set offPolicy.correction to {tokenTruncated: {}}, or maxStaleness to 0"
-            )
-        overlong = stage.rlvr.algorithm.dapo.overlong if stage.rlvr.algorithm.dapo is not None else None
-        if overlong is not None and overlong.buffer_tokens > self.sampling.max_tokens:
-            raise ValueError(
-                f"{place}.algorithm.dapo.overlong.bufferTokens {overlong.buffer_tokens} is more than sampling.maxTokens "
-                f"{self.sampling.max_tokens}: an empty completion would be punished; write a fifth of maxTokens"
-            )
-        if stage.rlvr.ordered and self.off_policy.max_staleness > 0:
-            raise ValueError(f"{place}.ordered repeats a run only with offPolicy.maxStaleness 0, not {self.off_policy.max_staleness}")
 
 
 def _unique(field: str, names: Iterable[str]) -> None:
