@@ -52,7 +52,8 @@ def run(name: str) -> str | None:
     """What a benchmark printed, shown as well; None when it failed, or did not end with a JSON object."""
     print(f"running {name} ...", file=sys.stderr, flush=True)
     try:
-        done = subprocess.run([sys.executable, str(FILES[name])], check=False, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS)
+        command = [sys.executable, "-m", f"benchmarks.{FILES[name].stem}"]  # as a module, so that it can import its neighbours
+        done = subprocess.run(command, cwd=FOLDER.parent, check=False, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         print(f"error: {name} took longer than {TIMEOUT_SECONDS:.0f} s", file=sys.stderr)
         return None
