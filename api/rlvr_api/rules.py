@@ -216,8 +216,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "rejectionSampling",
         ),
         Rule(
-            "self.stages.filter(s, has(s.distill) && has(s.distill.teacher.credentialsSecret)).all(s, self.stages.filter(t, "
-            "has(t.distill) && has(t.distill.teacher.credentialsSecret)).all(t, t.distill.teacher.credentialsSecret.name == "
+            "self.stages.all(s, !has(s.distill) || !has(s.distill.teacher.credentialsSecret) || self.stages.all(t, !has(t.distill) || "
+            "!has(t.distill.teacher.credentialsSecret) || t.distill.teacher.credentialsSecret.name == "
             "s.distill.teacher.credentialsSecret.name))",
             "the teachers of a job share one credentialsSecret: name the same one, or make two jobs",
         ),
