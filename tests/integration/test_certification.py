@@ -154,7 +154,10 @@ def test_the_command_prints_a_table_and_writes_a_certificate(tmp_path: Path, cap
 
 
 def test_a_job_file_is_certified_by_environment_and_faults_have_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = {"name": "code", "pythonFunctions": {"dataset": "file:///none.jsonl"}}
     job = verifier_job([SUMS, {"name": "weak", "arithmetic": {"extraction": "expression"}}])
+    coding = tmp_path / "code.json"
+    coding.write_text(verifier_job([code]).model_dump_json(by_alias=True, exclude_none=True))
     file = tmp_path / "job.json"
     file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
     assert main(["environment", "certify", str(file), "--tasks", "6"]) == 1
@@ -165,6 +168,7 @@ def test_a_job_file_is_certified_by_environment_and_faults_have_the_way_out(tmp_
     assert main(["environment", "certify", str(file), "--name", "sums", "--tasks", "6"]) == 0
     for arguments, part in (
         ([str(file), "--name", "none"], "it has sums, weak"),
+        ([str(coding)], "environment code runs code"),
         (["chain_sums"], "neither a file nor an environment"),
         (["arithmetic", "--tasks", "1"], "write 2 or more"),
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr_api.cli import Command, UserError
-from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec
 from rlvr_api.loading import InvalidJobError, load_job
 from rlvr_api.spec import RLVRJob, Storage, Verifiers
 
@@ -63,6 +63,12 @@ def _environments(named: str, only: str | None) -> tuple[Sequence[EnvironmentSpe
     chosen = [environment for environment in spec.environments if only in (None, environment.name)]
     if not chosen:
         raise UserError(f"{file} has no environment {only!r}; it has {', '.join(environment.name for environment in spec.environments)}")
+    code = [environment.name for environment in chosen if environment.kind in SANDBOXED_KINDS]
+    if code:
+        raise UserError(
+            f"{file}: environment {code[0]} runs code, and the battery has no right and wrong programs for its tasks: choose others with "
+            "--name; the sandbox itself is tried by `make bench NAME=exploits`"
+        )
     return [_with_absolute_path(environment, file) for environment in chosen], spec.storage, spec.verifiers
 
 
