@@ -11,6 +11,8 @@ falls on both of its sides.
 - `ragged_over_packed`: the step on ragged lengths over the step on equal ones, with equal numbers of tokens.
 - `peak_bytes_over_bare`: peak resident memory of a process that takes one step, less what it has before it loads the model, which holds
   weights, gradients, optimizer state and activations.
+- what settings add, without a limit: the step with `referenceKl` in the loss or the reward, with an entropy bonus, with the critic of `ppo`
+  or with two minibatches, over the step without, on the same groups in turns.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,14 @@ from rlvr_trainer.pretrained import write_smollm2
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 
 LIMITS = {"step_over_bare": 1.10, "tree_over_rectangular": 0.6, "ragged_over_packed": 1.10, "peak_bytes_over_bare": 1.10}
+ADDITIONS: Mapping[str, Mapping[str, Any]] = {
+    "reference_in_loss": {"referenceKl": {"coefficient": 1e-3}},
+    "reference_in_reward": {"referenceKl": {"coefficient": 1e-3, "placement": "reward", "estimator": "k1"}},
+    "entropy_bonus": {"entropyBonus": 1e-3},
+    "critic": {"algorithm": {"ppo": {}}},
+    "minibatches": {"minibatches": 2},
+}
+"""Settings of `rlvr` by what they add."""
 PROMPT_TOKENS = 37
 EQUAL_LENGTHS = (8,) * 8
 RAGGED_LENGTHS = (1, 2, 4, 6, 9, 12, 14, 16)
@@ -67,7 +77,9 @@ def main() -> None:
         "peak_bytes_over_bare": _ratio(peaks["ours"], peaks["bare"]),
         "tree_over_rectangular": _ratio(seconds["ours"], seconds["rectangular"]),
     }
-    _print_table(seconds, peaks, numbers, options)
+    added = {name: time_addition(options, changes) for name, changes in ADDITIONS.items()}
+    _print_table(seconds, peaks, numbers, added, options)
+    numbers |= {f"{name}_over_plain": ratio for name, ratio in added.items()}
     print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
 
 
@@ -102,6 +114,20 @@ def time_steps(folder: Path, groups: int, rounds: int) -> dict[str, list[float]]
     return found
 
 
+def time_addition(options: argparse.Namespace, changes: Mapping[str, Any]) -> float:
+    """The step with these settings over the step without."""
+    groups = [make_group(tree) for tree in make_trees(options.groups, EQUAL_LENGTHS, spread=0)]
+    learners = make_learner(options.model), make_learner(options.model, changes)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(options.rounds + 1):
+        for side in (0, 1) if number % 2 else (1, 0):
+            began = time.perf_counter()
+            learners[side].step(groups)
+            if number:
+                seconds[side].append(time.perf_counter() - began)
+    return _ratio(seconds[1], seconds[0])
+
+
 class TimedLearner:
     """A `Learner` that is asked the same again and again."""
 
@@ -109,7 +135,8 @@ class TimedLearner:
         stage = spec.stages[0].rlvr
         assert stage is not None
         self.policy = Policy.load(folder, spec)
-        self._learner = Learner(self.policy, stage, spec)
+        reference = self.policy.engine_named_tensors() if stage.reference_kl is not None else None
+        self._learner = Learner(self.policy, stage, spec, reference)
 
     def step(self, groups: Sequence[RolloutGroup]) -> None:
         """One step."""
@@ -117,13 +144,13 @@ class TimedLearner:
             raise SystemExit("the learner had nothing to train on")
 
 
-def make_learner(folder: Path) -> TimedLearner:
-    """With the defaults of a job."""
+def make_learner(folder: Path, changes: Mapping[str, Any] | None = None) -> TimedLearner:
+    """With the defaults of a job, and changes of its stage."""
     spec = RLVRJobSpec.model_validate({
         "model": {"uri": f"file://{folder.resolve()}", "maxModelLen": 256},
         "environments": [{"name": "sums", "arithmetic": {}}],
         "sampling": {"maxTokens": 16},
-        "stages": [{"name": "climb", "rlvr": {"steps": 1000, "optimizer": {"learningRate": LEARNING_RATE}}}],
+        "stages": [{"name": "climb", "rlvr": {"steps": 1000, "optimizer": {"learningRate": LEARNING_RATE}, **(changes or {})}}],
     })  # fmt: skip
     return TimedLearner(folder, spec)
 
@@ -233,7 +260,11 @@ def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _print_table(
-    seconds: dict[str, list[float]], peaks: dict[str, list[float]], numbers: dict[str, float], options: argparse.Namespace
+    seconds: dict[str, list[float]],
+    peaks: dict[str, list[float]],
+    numbers: dict[str, float],
+    added: dict[str, float],
+    options: argparse.Namespace,
 ) -> None:
     tokens = sum(tree.forward_tokens for tree in make_trees(options.groups, EQUAL_LENGTHS, spread=0))
     title = (
@@ -250,6 +281,8 @@ def _print_table(
     table.add_section()
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), f"{value:.3f}", f"{LIMITS[name]:.2f}")
+    for name, value in added.items():
+        table.add_row(f"step with {name.replace('_', ' ')} over plain", f"{value:.3f}", "")
     table.add_row("step over bare with our attention", f"{_ratio(seconds['ours'], seconds['bare, our attention']):.3f}", "")
     Console(width=120).print(table)
 
