@@ -4,12 +4,12 @@ import shutil
 import pytest
 import torch
 from torch.nn.functional import log_softmax
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_trainer import tree_attention
 from rlvr_trainer.packing import Branch, Tree, pack
-from rlvr_trainer.policy import Policy
+from rlvr_trainer.policy import Policy, read_weights
 from rlvr_trainer.pretrained import write_tiny_model
 
 BATCH = [
@@ -158,6 +158,50 @@ def test_gradient_checkpointing_recomputes_the_same(folder, monkeypatch):
     assert torch.equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-9)
     assert found[1][2] == 2 * found[0][2]  # each layer a second time
+
+
+@pytest.mark.parametrize(
+    ("learner", "gap", "relative"), [({}, 5e-6, 1e-5), ({"gradientCheckpointing": True}, 5e-6, 1e-5), ({"compute": "bfloat16"}, 1e-6, 1e-2)]
+)
+def test_logits_in_chunks_change_rounding_only(folder, monkeypatch, learner, gap, relative):
+    policy = Policy.load(folder, job(**learner))
+    whole = ours(policy, policy._model, 0.8)
+    monkeypatch.setattr("rlvr_trainer.policy.LOGITS_BYTES_CPU", 0)
+    monkeypatch.setattr("rlvr_trainer.token_logprobs.HEAD_CHUNK_BYTES", 4 * 3 * policy._head.out_features)
+    given = []
+    policy._head.register_forward_hook(lambda _, arguments, output: given.append(output.shape[1]))
+    chunked = ours(policy, policy._model, 0.8)
+    assert given == [0]  # rows that the head itself was asked for
+    torch.testing.assert_close(chunked[0], whole[0], rtol=0, atol=gap)
+    torch.testing.assert_close(chunked[2], whole[2], rtol=0, atol=gap)
+    assert float((chunked[1] - whole[1]).norm() / whole[1].norm()) <= relative
+
+
+def test_logits_in_chunks_are_those_of_other_weights_where_asked(folder, tmp_path, monkeypatch):
+    write_tiny_model(tmp_path / "other", seed=1)
+    other, batch = read_weights(tmp_path / "other"), pack(BATCH, 4)
+    policy, wanted = Policy.load(folder, job()), Policy.load(tmp_path / "other", job()).completion_logprobs(batch, 1.0)
+    monkeypatch.setattr("rlvr_trainer.policy.LOGITS_BYTES_CPU", 0)
+    torch.testing.assert_close(policy.completion_logprobs(batch, 1.0, other).logprobs, wanted.logprobs, rtol=0, atol=5e-6)
+    scores, states = policy.completion_states(batch, 1.0)
+    assert states.shape == (len(batch.targets), policy.hidden_size)
+    assert scores.logprobs.requires_grad
+    assert states.requires_grad
+
+
+def test_a_model_that_scales_its_logits_keeps_them_whole(tmp_path, monkeypatch):
+    config = GraniteConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        logits_scaling=4.0, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    model = GraniteForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    policy = Policy.load(tmp_path, job())
+    wanted = ours(policy, policy._model)[0]
+    monkeypatch.setattr("rlvr_trainer.policy.LOGITS_BYTES_CPU", 0)
+    assert torch.equal(ours(policy, policy._model)[0], wanted)
 
 
 def test_bfloat16_compute_is_near_and_leaves_float32_weights_and_gradients(folder):

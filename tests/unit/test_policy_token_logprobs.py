@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch.nn.functional import log_softmax
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rlvr_trainer import token_logprobs
-from rlvr_trainer.token_logprobs import score_tokens
+from rlvr_trainer.token_logprobs import score_states, score_tokens
 
 ROWS = torch.tensor([0, 0, 1, 3, 3, 3])
 TARGETS = torch.tensor([2, 5, 0, 6, 6, 1])  # a row may serve several tokens, and the same token twice
@@ -90,6 +92,78 @@ def test_large_logits_do_not_overflow():
     assert found.logprobs.tolist() == [0.0, -6e4]
     assert found.entropies.tolist() == [0.0, 0.0]
     assert values.grad.tolist() == [[-1.0, 0.0, 1.0]]
+
+
+def states_and_head(dtype=torch.float64, rows=4, vocabulary=7, size=5):
+    generator = torch.Generator().manual_seed(3)
+    return (torch.randn(shape, size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in (rows, vocabulary))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk_bytes", [1, 2 * 4 * 7, 1 << 20], ids=["a row a chunk", "two rows", "one chunk"])
+def test_scores_from_states_are_those_from_all_logits_and_so_are_both_gradients(temperature, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(token_logprobs, "HEAD_CHUNK_BYTES", chunk_bytes)
+    weights = torch.arange(1.0, 7.0, dtype=torch.float64)
+
+    def objective(logprobs, entropies):
+        return (logprobs * weights).sum() + (entropies * weights.flip(0)).sum()
+
+    states, head = states_and_head()
+    other_states, other_head = states_and_head()
+    found, wanted = score_states(states, head, ROWS, TARGETS, temperature), reference(other_states @ other_head.T, temperature)
+    torch.testing.assert_close(tuple(found), wanted, rtol=1e-12, atol=1e-13)
+    objective(*found).backward()
+    objective(*wanted).backward()
+    torch.testing.assert_close(states.grad, other_states.grad, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(head.grad, other_head.grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("of", [0, 1], ids=["log-probs alone", "entropies alone"])
+def test_one_of_both_may_have_no_gradient(of):
+    states, head = states_and_head()
+    score_states(states, head, ROWS, TARGETS, 1.0)[of].sum().backward()
+    other_states, other_head = states_and_head()
+    reference(other_states @ other_head.T, 1.0)[of].sum().backward()
+    torch.testing.assert_close(states.grad, other_states.grad, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(head.grad, other_head.grad, rtol=1e-12, atol=1e-13)
+
+
+def test_bfloat16_states_with_a_float32_head_keep_float32_sums():
+    states, head = states_and_head(torch.bfloat16)
+    head = head.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = score_states(states, head, ROWS, TARGETS, 1.0)
+    found.logprobs.sum().backward()
+    assert (found.logprobs.dtype, states.grad.dtype, head.grad.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+    torch.testing.assert_close(found.logprobs.double(), reference(states.double() @ head.double().T, 1.0)[0], rtol=2e-2, atol=2e-2)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that an operation gave, views aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+def test_no_tensor_grows_with_rows_times_vocabulary(monkeypatch):
+    rows, vocabulary, size = 512, 1000, 8
+    monkeypatch.setattr(token_logprobs, "HEAD_CHUNK_BYTES", 4 * vocabulary * 16)
+    states, head = states_and_head(torch.float32, rows, vocabulary, size)
+    places, targets = torch.arange(rows), torch.arange(rows) % vocabulary
+    with LargestTensor() as seen:
+        torch.autograd.backward(score_states(states, head, places, targets, 0.9).logprobs.sum())
+    assert seen.elements <= 16 * vocabulary
+    with LargestTensor() as seen:
+        torch.autograd.backward(score_tokens(states @ head.T, places, targets, 0.9).logprobs.sum())
+    assert seen.elements == rows * vocabulary
 
 
 def test_the_logits_memory_is_the_gradients_and_a_second_backward_says_so():

@@ -24,13 +24,16 @@ from transformers import AutoModelForCausalLM
 from rlvr_api.spec import Dtype, RLVRJobSpec
 from rlvr_trainer import tree_attention
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack
-from rlvr_trainer.token_logprobs import TokenScores, score_tokens
+from rlvr_trainer.token_logprobs import TokenScores, score_states, score_tokens
 
 PREFIX = "model/"
 """Of weights among a checkpoint's tensors."""
 BLOCK_TOKENS_CPU = 128
 BLOCK_TOKENS_GPU = 1024
 """Attention blocks: on a CPU small ones save arithmetic, on a GPU large ones save kernel launches."""
+LOGITS_BYTES_CPU = 1 << 30
+LOGITS_BYTES_GPU = 4 << 30
+"""Float32 logits of a micro-batch that are made at once; larger ones are made in chunks, twice."""
 SELF_CHECK_TOLERANCE = 1e-3
 """Nats; float32 rounding is far below, and an ignored attention plan far above."""
 
@@ -48,6 +51,8 @@ class Policy:
         self._model = model
         self._compute_dtype = compute_dtype
         self.device = next(model.parameters()).device
+        self._head_gives_logits = True
+        """And nothing scales or shifts them behind it; `load` finds out."""
         self.block_tokens = BLOCK_TOKENS_CPU if self.device.type == "cpu" else BLOCK_TOKENS_GPU
         _silence_dropout(model)
         model.train()  # without this, gradient checkpointing does nothing
@@ -86,20 +91,11 @@ class Policy:
         Returns:
             Both float32 (float64 for a float64 model), [N], differentiable.
         """
-        with torch.autocast(self.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
-            logits = self._call(batch, weights).logits
-        return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, temperature)
+        return self._score(batch, temperature, weights, with_logits=self._takes_logits(len(batch.logit_rows)))[0]
 
     def completion_states(self, batch: PackedBatch, temperature: float) -> tuple[TokenScores, Tensor]:
         """As `completion_logprobs`, and the last hidden state from which each token was drawn: [N, hidden size], differentiable."""
-        seen: list[Tensor] = []
-        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-        try:
-            scores = self.completion_logprobs(batch, temperature)
-        finally:
-            handle.remove()
-        states = seen[0].squeeze(0)
+        scores, states = self._score(batch, temperature, None, with_logits=self._takes_logits(len(batch.logit_rows)))
         if len(states) != len(batch.logit_rows):
             raise ValueError(
                 f"the model gives its head {len(states)} states where {len(batch.logit_rows)} logits are wanted: take another one"
@@ -109,8 +105,7 @@ class Policy:
     @property
     def hidden_size(self) -> int:
         """Of the states that `completion_states` gives."""
-        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        return int(head.in_features)  # type: ignore[arg-type]
+        return self._head.in_features
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable weights by the names of the model's state dict, each storage once: a tied `lm_head.weight` is left out."""
@@ -152,6 +147,39 @@ class Policy:
             for name, parameter in parameters.items():
                 parameter.copy_(found[name])
 
+    def _score(
+        self, batch: PackedBatch, temperature: float, weights: Mapping[str, Tensor] | None, *, with_logits: bool
+    ) -> tuple[TokenScores, Tensor]:
+        """Of the tokens, and the states that the head is given: of the logit rows, [U, hidden size]."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def look(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            assert isinstance(head.weight, Tensor)
+            seen.append((arguments[0].squeeze(0), head.weight))
+            return None if with_logits else (arguments[0][:, :0],)  # no row, no work
+
+        handle = self._head.register_forward_pre_hook(look)
+        try:
+            with torch.autocast(self.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+                logits = self._call(batch, weights).logits
+        finally:
+            handle.remove()
+        states, head_weight = seen[0]
+        if with_logits:
+            return score_tokens(logits.squeeze(0), batch.token_rows, batch.targets, temperature), states
+        cast = states if self._compute_dtype == torch.float32 else states.to(self._compute_dtype)
+        return score_states(cast, head_weight, batch.token_rows, batch.targets, temperature), states
+
+    def _takes_logits(self, rows: int) -> bool:
+        """Whether logits are made at once: they are small, or the model makes more of them than its head does."""
+        limit = LOGITS_BYTES_CPU if self.device.type == "cpu" else LOGITS_BYTES_GPU
+        return not self._head_gives_logits or rows * self._head.out_features * 4 <= limit
+
+    @property
+    def _head(self) -> nn.Linear:
+        head: nn.Linear = self._model.get_output_embeddings()  # type: ignore[operator]
+        return head
+
     def _call(self, batch: PackedBatch, weights: Mapping[str, Tensor] | None) -> Any:
         if weights is None:
             return self._model(**_arguments(batch))
@@ -167,12 +195,14 @@ class Policy:
             logits = self._model(**arguments).logits.squeeze(0)
             found = score_tokens(logits, batch.token_rows, batch.targets, 1.0).logprobs
             wanted = torch.cat([self._plain_logprobs(prompt, tokens) for tokens in branches])
+            by_logits, by_head = (self._score(batch, 1.0, None, with_logits=way)[0].logprobs for way in (True, False))
         gap = float((found - wanted).abs().max())
         if not gap <= SELF_CHECK_TOLERANCE:
             raise ValueError(
                 f"its log-probs on a tree of completions differ by {gap:.3g} nats from those on single sequences, so "
                 "some of its layers are not plain attention; take a model whose layers all are"
             )
+        self._head_gives_logits = float((by_head - by_logits).abs().max()) <= SELF_CHECK_TOLERANCE
 
     def _plain_logprobs(self, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
         """By the model's own attention, one sequence without a cache."""
