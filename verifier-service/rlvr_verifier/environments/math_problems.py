@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 from pydantic import JsonValue
 
@@ -20,6 +21,7 @@ from rlvr_verifier.environments.datasets import DatasetReader, parse_rows
 
 MAX_ANSWER_CHARACTERS = 512
 MAX_DIGITS = 100
+REMEMBERED_ANSWERS = 4_096
 TAIL_CHARACTERS = 8_192
 """The answer stands at the end; no more than this is searched for it."""
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?", re.ASCII)
@@ -39,6 +41,7 @@ _OPERATION = re.compile(
 _FUNCTION = re.compile(r"\\(?:log|lg|ln|exp|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|lfloor|lceil|lvert|Re|Im)(?![A-Za-z])|\|")
 """Refused beside a constant that does not have the same one."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_LIST = re.compile(r"([(\[]|\\\{)([^()\[\]]*?)([)\]]|\\\})")
 _COMMAND_WORD = re.compile(r"\\[A-Za-z]+")
 
 
@@ -100,6 +103,11 @@ def judge(problem: str, gold: str, completion: str) -> Score:
         return passed("the number is right") if expected == found else failed("the number is wrong")
     if answer.replace(" ", "") == gold.replace(" ", ""):
         return passed("the answer is the expected one")
+    members, others = parse_list(gold), parse_list(answer)
+    if members is not None and others is not None:
+        return passed("all members are right") if members == others else failed("the members, or their brackets, are wrong")
+    if members is not None and not (answer.startswith(members[0]) and answer.endswith(members[1])):
+        return failed("the brackets are wrong")
     fault = _gate(problem, gold, answer, gold_is_number=expected is not None)
     if fault:
         return invalid(fault)
@@ -153,6 +161,22 @@ def parse_number(text: str) -> Fraction | None:
     return -value if number[1] == "-" else value
 
 
+def parse_list(text: str) -> tuple[str, str, tuple[Fraction, ...]] | None:
+    r"""Brackets and exact members of a point, an interval or a set `\{...\}` of at least two plain numbers; None for anything else.
+
+    The members of a set are sorted, and each stands for itself once.
+    """
+    found = _LIST.fullmatch(text.replace(" ", ""))
+    if found is None:
+        return None
+    members = [parse_number(member) for member in found[2].split(",")]
+    numbers = [member for member in members if member is not None]
+    if len(numbers) < max(2, len(members)):
+        return None
+    is_set = found[1] == "\\{"
+    return found[1], found[3], tuple(sorted(set(numbers))) if is_set else tuple(numbers)
+
+
 def _gate(problem: str, gold: str, answer: str, *, gold_is_number: bool) -> str:
     """Why an answer may not be compared; empty when it may."""
     if not answer.isascii():
@@ -179,11 +203,19 @@ def _is_undone(gold: str, answer: str) -> bool:
     return gold_is_constant and bool(set(_FUNCTION.findall(answer)) - set(_FUNCTION.findall(gold)))
 
 
+@lru_cache(REMEMBERED_ANSWERS)
 def _equivalent(gold: str, answer: str) -> bool:
-    from math_verify import parse, verify
+    """A pure function, and the samples of a group often give the same answer."""
+    from math_verify import verify
 
-    parsed = [parse(f"\\boxed{{{text}}}", parsing_timeout=0) for text in (gold, answer)]
-    return bool(verify(parsed[0], parsed[1], strict=True, timeout_seconds=0))
+    return bool(verify(_parse(gold), _parse(answer), strict=True, timeout_seconds=0))
+
+
+@lru_cache(REMEMBERED_ANSWERS)
+def _parse(text: str) -> list[object]:
+    from math_verify import parse
+
+    return list(parse(f"\\boxed{{{text}}}", parsing_timeout=0))
 
 
 def _boxes(text: str) -> list[str]:

@@ -81,8 +81,8 @@ class _Jail:
 
     def __init__(self, protect: bool) -> None:
         self._protect = protect
-        self.null = os.open(os.devnull, os.O_WRONLY)
-        """Opened out here: nothing can be opened for writing in the domain."""
+        self.null = os.open(os.devnull, os.O_RDWR)
+        """Opened out here: it cannot be opened in the domain."""
         self._filter = seccomp.Filter()
         self._scope = -1
         if protect and landlock.abi() >= landlock.SCOPES_SINCE_ABI:
@@ -153,13 +153,11 @@ def _be_item(jail: _Jail, zygote: int, file: int, result: int, memory_bytes: int
         with open(file, "rb") as reading:
             request: _Request = json.load(reading)
         is_program = "stdin" in request
-        stdin = os.memfd_create("stdin")
-        _write_all(os.write, stdin, str(request.get("stdin", "")).encode())
-        os.lseek(stdin, 0, os.SEEK_SET)
+        stdin = _open_input(str(request["stdin"])) if is_program else jail.null
         # What an item has open: its input, its output, and its pipe. The control socket is overwritten here.
         for source, target in ((stdin, 0), (result if is_program else jail.null, 1), (jail.null, 2)):
             os.dup2(source, target)
-        for descriptor in (stdin, jail.null, *([result] if is_program else [])):
+        for descriptor in {stdin, jail.null, *([result] if is_program else [])}:
             os.close(descriptor)
         jail.enter(memory_bytes, cpu_seconds)
         code = _run_program(request) if is_program else _run_item(request, result)
@@ -167,6 +165,14 @@ def _be_item(jail: _Jail, zygote: int, file: int, result: int, memory_bytes: int
         code = 71
     finally:
         os._exit(code)
+
+
+def _open_input(text: str) -> int:
+    """A file in memory, which no other process has."""
+    descriptor = os.memfd_create("stdin")
+    _write_all(os.write, descriptor, text.encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _run_item(request: _Request, result: int) -> int:
