@@ -78,18 +78,23 @@ class JobRun:
                 found[marker.split("/")[1]] = child
         return found
 
-    def step(self) -> int:
-        """Optimizer steps done, as the learner says; 0 while it does not answer."""
+    def progress(self) -> Spec:
+        """What the learner says of itself; empty while it does not answer."""
         learner = self.parts().get("learner")
         try:
             port = learner.environ()[Variable.STATUS_PORT] if learner is not None else "0"
-            return int(httpx.get(f"http://127.0.0.1:{port}/status", timeout=5.0).json()["step"])
+            found: Spec = httpx.get(f"http://127.0.0.1:{port}/status", timeout=5.0).json()
+            return found
         except (httpx.HTTPError, psutil.Error, KeyError):
-            return 0
+            return {}
+
+    def step(self) -> int:
+        """Optimizer steps done, as the learner says; 0 while it does not answer."""
+        return int(self.progress().get("step", 0))
 
     def wait_for_step(self, step: int) -> None:
         """Until the learner has done that many steps."""
-        self._wait(lambda: self.step() >= step, f"step {step}")
+        self.wait(lambda: self.step() >= step, f"step {step}")
 
     def kill(self, name: str) -> None:
         """SIGKILL to one part and wait for the next of its name; or to the whole `run`, and start it again."""
@@ -97,14 +102,15 @@ class JobRun:
             marker = json.loads((self.folder / "state.json").read_text())["marker"]
             os.kill(self.commands[-1].pid, signal.SIGKILL)
             self.commands[-1].wait(10)
-            self._wait(lambda: not marked_processes(marker), "end of all processes of a killed run", running=False)
+            self.wait(lambda: not marked_processes(marker), "end of all processes of a killed run", running=False)
             self.start()
             return
         killed = self.parts()[name]
         killed.kill()
-        self._wait(lambda: self.parts().get(name, killed) != killed, f"new {name}")
+        self.wait(lambda: self.parts().get(name, killed) != killed, f"new {name}")
 
-    def _wait(self, condition: Callable[[], bool], what: str, *, running: bool = True) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, *, running: bool = True) -> None:
+        """Until a condition holds, while the run goes on."""
         deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
             assert not running or self.commands[-1].poll() is None, f"the run ended before a {what}: {self.said()}"
