@@ -222,6 +222,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "the teachers of a job share one credentialsSecret: name the same one, or make two jobs",
         ),
         Rule(
+            "self.sampling.temperature == 1.0 || !self.stages.exists(s, has(s.onPolicyDistillation))",
+            "onPolicyDistillation compares the model's distribution with the teacher's: write sampling.temperature 1",
+        ),
+        Rule(
             "!has(self.mixing) || (self.mixing.floor * double(self.environments.size()) <= 1.0 "
             "&& self.mixing.cap * double(self.environments.size()) >= 1.0)",
             "mixing.floor and cap cannot hold for so many environments: lower the floor or raise the cap",

@@ -323,6 +323,11 @@ class RLVRJobSpec(ApiModel):
         for index, stage in enumerate(self.stages):
             self._check_promotion(index, stage)
             self._check_provenance(index, stage)
+            if stage.on_policy_distillation is not None and self.sampling.temperature != 1.0:
+                raise ValueError(
+                    f"stages[{index}].onPolicyDistillation compares the model's distribution with the teacher's, and sampling.temperature "
+                    f"{self.sampling.temperature} changes one of them: write 1"
+                )
         check_off_policy(self.off_policy, self.stages, self.sampling.max_tokens)
         check_integrity(self.integrity, self.environments, self.stages)
         return self
@@ -335,7 +340,7 @@ class RLVRJobSpec(ApiModel):
     @property
     def teacher_secrets(self) -> tuple[SecretReference, ...]:
         """Secrets of all teachers; at most one by name."""
-        teachers = (stage.distill.teacher for stage in self.stages if stage.distill is not None)
+        teachers = (stage.teacher for stage in self.stages if stage.teacher is not None)
         return tuple(teacher.credentials_secret for teacher in teachers if teacher.credentials_secret is not None)
 
     def _check_provenance(self, index: int, stage: Stage) -> None:

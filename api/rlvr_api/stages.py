@@ -123,26 +123,31 @@ class Sft(ApiModel):
     """Optimizer and schedule."""
 
 
-class Teacher(ApiModel):
+class TeacherEndpoint(ApiModel):
     """A model behind an OpenAI-compatible endpoint."""
 
     endpoint: Annotated[Uri, Field(pattern=r"^https?://[^?#]+$")]
-    """Base URL with the version, for example `https://teacher.example/v1`; `/chat/completions` is added."""
+    """Base URL with the version, for example `https://teacher.example/v1`."""
     model: Annotated[str, Field(min_length=1, max_length=256)]
     """Name of the model there."""
     credentials_secret: SecretReference | None = None
     """In clusters: Secret with the key `TEACHER_API_KEY`, sent as a bearer token. Unset: none is sent. A local run takes the variable from
     its environment."""
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
-    """Temperature of its samples."""
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    """Longest answer, in the teacher's tokens; one that is cut off is not kept."""
     timeout_seconds: PositiveSeconds = 300.0
     """Longest wait for one answer; then it is asked for again."""
     requests_in_flight: Annotated[int, Field(ge=1, le=4096)] = 8
     """Requests at once."""
     requests_per_minute: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """Rate limit. Unset: none but the teacher's own, which is learned from its 429 answers and their Retry-After."""
+
+
+class Teacher(TeacherEndpoint):
+    """A teacher that is asked for answers, at `/chat/completions`."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """Temperature of its samples."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    """Longest answer, in the teacher's tokens; one that is cut off is not kept."""
     budget_tokens: Annotated[int, Field(ge=1, le=2**53)] | None = None
     """Tokens, prompts and answers together as the teacher counts them, after which nothing more is asked. Answers under way are still
     taken, so it may be passed by those. Unset: no limit."""
@@ -176,6 +181,25 @@ class Distill(ApiModel):
         if self.keep_per_prompt > self.samples_per_prompt:
             raise ValueError(f"keepPerPrompt {self.keep_per_prompt} is above samplesPerPrompt {self.samples_per_prompt}: lower it")
         return self
+
+
+class OnPolicyDistillation(ApiModel):
+    """Learns from a teacher's log-probs of the model's own completions: the reverse KL to the teacher, token by token, on what the model
+    would say (arXiv 2306.08543, 2306.13649). Dense where rewards are sparse; the verifiers judge the completions for the metrics alone.
+
+    The teacher is served by vLLM and has the model's tokenizer. `sampling.temperature` is 1: it would sharpen one of the two distributions.
+    """
+
+    teacher: TeacherEndpoint
+    """A vLLM server, at `/completions`; the plain OpenAI API does not give log-probs of a prompt."""
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Optimizer steps."""
+    prompts_per_step: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Tasks of a step."""
+    samples_per_prompt: Annotated[int, Field(ge=2, le=1024)] = 4
+    """Completions of each task."""
+    optimizer: SupervisedOptimizer = SupervisedOptimizer()
+    """Optimizer and schedule."""
 
 
 class RejectionSampling(ApiModel):
@@ -241,9 +265,9 @@ class Promotion(ApiModel):
     """What happens when the stage has ended without: the job fails, or goes on with a warning."""
 
 
-STAGE_KINDS = ("sft", "distill", "rejection_sampling", "rlvr", "evaluate")
-EXTERNAL_KINDS = ("sft", "distill")
-"""Those that learn from words that are not the model's own."""
+STAGE_KINDS = ("sft", "distill", "on_policy_distillation", "rejection_sampling", "rlvr", "evaluate")
+EXTERNAL_KINDS = ("sft", "distill", "on_policy_distillation")
+"""Those that learn from words, or from a judgement of words, that are not the model's own."""
 
 
 class Stage(ApiModel):
@@ -255,6 +279,8 @@ class Stage(ApiModel):
     """Supervised fine-tuning on given traces."""
     distill: Distill | None = None
     """Supervised fine-tuning on a teacher's answers that passed."""
+    on_policy_distillation: OnPolicyDistillation | None = None
+    """The reverse KL to a teacher on the model's own completions."""
     rejection_sampling: RejectionSampling | None = None
     """Supervised fine-tuning on the model's own completions that passed."""
     rlvr: Rlvr | None = None
@@ -287,4 +313,11 @@ class Stage(ApiModel):
     @property
     def planned_steps(self) -> int:
         """Optimizer steps that the spec fixes; 0 where they depend on data."""
-        return self.rlvr.steps if self.rlvr is not None else 0
+        fixed = self.rlvr or self.on_policy_distillation
+        return fixed.steps if fixed is not None else 0
+
+    @property
+    def teacher(self) -> TeacherEndpoint | None:
+        """Whom it asks."""
+        asking = self.distill or self.on_policy_distillation
+        return asking.teacher if asking is not None else None

@@ -177,6 +177,15 @@ REFUSED = {
     ),
     "floors that are too much together": ("spec.mixing", {"floor": 1.0, "cap": 0.5}, "floor 1.0 is above cap 0.5"),
     "a cap that leaves prompts over": ("spec.mixing", {"cap": 0.5}, "cannot hold for 1 environments"),
+    "a teacher compared at another temperature": (
+        "spec",
+        {
+            **VALID["spec"],
+            "sampling": {"maxTokens": 8, "temperature": 0.7},
+            "stages": [{"name": "a", "onPolicyDistillation": {"steps": 1, "teacher": {"endpoint": "http://t/v1", "model": "m"}}}],
+        },
+        "sampling.temperature 0.7 changes one of them",
+    ),
     "a number of tries twice": ("spec.stages.0", {"name": "a", "evaluate": {"k": [2, 2]}}, "k lists a number twice"),
     "traces from a web page": ("spec.stages.0", {"name": "a", "sft": {"traces": "https://x/t.jsonl"}}, "of the form"),
     "a name that is no label": ("metadata.name", "Job_1", "of the form"),
@@ -319,6 +328,10 @@ ACCEPTED = {
             "stages": [{"name": "a", "rlvr": {"steps": 1, "ordered": True, "revisit": {"solvedAfter": 9, "hopelessAfter": 3}}}],
             "offPolicy": {"maxStaleness": 0},
         },
+    ),
+    "a teacher that is asked about every token": (
+        "spec.stages.0",
+        {"name": "a", "onPolicyDistillation": {"steps": 1, "teacher": {"endpoint": "http://t/v1", "model": "m"}}},
     ),
     "a teacher": (
         "spec.stages.0",

@@ -26,6 +26,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if fault is not None:
                 fault(self)
+            elif self.path == "/v1/completions":
+                logprobs = [None if one is None else {str(token): {"logprob": one}} for token, one in self.teacher.score(body["prompt"])]
+                choice = {"index": 0, "text": "", "prompt_logprobs": logprobs}
+                self.send(200, json.dumps({"choices": [choice]}).encode(), "application/json")
             else:
                 self.say(self.teacher.answer(body["messages"][-1]["content"], number))
         except (BrokenPipeError, ConnectionResetError):
@@ -54,6 +58,8 @@ class TeacherServer:
 
     def __init__(self, answer=None):
         self.requests, self.faults, self.always, self.lock = [], deque(), None, threading.Lock()
+        self.score = None
+        """From the token ids of a prompt: each with its log-prob, the first with None; as vLLM's `prompt_logprobs`."""
         self.answer = answer or (lambda text, _: str(sum(map(int, re.findall(r"\d+", text)))))
         handler = type("BoundHandler", (Handler,), {"teacher": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -7,6 +7,7 @@ from rlvr_api.stages import Stage
 from rlvr_trainer.run import Run
 from rlvr_trainer.stages.distill import DistillStage
 from rlvr_trainer.stages.evaluate import EvaluateStage
+from rlvr_trainer.stages.on_policy_distillation import OnPolicyDistillationStage
 from rlvr_trainer.stages.rejection_sampling import RejectionSamplingStage
 from rlvr_trainer.stages.rlvr import RlvrStage
 from rlvr_trainer.stages.sft import SftStage
@@ -32,6 +33,7 @@ class StageFactory(Protocol):
 STAGES: Mapping[str, StageFactory] = {
     "sft": SftStage,
     "distill": DistillStage,
+    "on_policy_distillation": OnPolicyDistillationStage,
     "rejection_sampling": RejectionSamplingStage,
     "rlvr": RlvrStage,
     "evaluate": EvaluateStage,

@@ -184,7 +184,7 @@ class Collection:
                 break
             status = UNUSABLE
             try:
-                answer = await client.ask(task.messages, schedule.sampling_seed(index, number))
+                answer = await client.ask(self.spec.teacher, task.messages, schedule.sampling_seed(index, number))
             except UnusableAnswerError as error:
                 self._note_useless(error)
             else:

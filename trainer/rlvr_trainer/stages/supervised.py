@@ -11,8 +11,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 from pydantic import JsonValue
+from torch import Tensor
 
 from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
 from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
@@ -24,12 +26,32 @@ from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointState
 from rlvr_trainer.storage.records import RecordLog, StepRecord, read_records
 from rlvr_trainer.storage.resume import ResumePlan, plan_resume
-from rlvr_trainer.supervised_learner import SupervisedLearner, SupervisedReport
+from rlvr_trainer.supervised_learner import SupervisedReport
 from rlvr_trainer.telemetry import train_step_span
 from rlvr_trainer.traces import Example
 from rlvr_trainer.training import timed
 
 logger = logging.getLogger(__name__)
+
+
+class ExampleLearner(Protocol):
+    """What takes the steps."""
+
+    def step(self, examples: Sequence[Example], place: str) -> SupervisedReport:
+        """See `SupervisedLearner.step`."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Trainer.tensors`."""
+        ...
+
+    def scalars(self) -> dict[str, JsonValue]:
+        """See `Trainer.scalars`."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, JsonValue]) -> None:
+        """See `Trainer.load`."""
+        ...
 
 
 class SupervisedLoop:
@@ -42,7 +64,7 @@ class SupervisedLoop:
     """
 
     def __init__(
-        self, run: Run, keys: StageKeys, before: int, last_step: int | None, learner: SupervisedLearner, checkpoint: LoadedCheckpoint | None
+        self, run: Run, keys: StageKeys, before: int, last_step: int | None, learner: ExampleLearner, checkpoint: LoadedCheckpoint | None
     ) -> None:
         self.step = 0
         """Steps done."""

@@ -9,6 +9,7 @@ Below `<storage.uri>/<job>`:
                           checkpoints/<step>/<attempt>/<blob>,  checkpoints/<step>/MANIFEST.json
                           evaluations/<step>.json,              evaluations/<step>/<attempt>-<part>.parquet
                           model/<attempt>/<file>,               model/MANIFEST.json
+                          rollouts/<step>/<attempt>-teacher.json
                           answers/<index>.json                  dataset/<attempt>/traces.jsonl,        dataset/MANIFEST.json
 
 Numbers are padded with zeros, so that the order of keys is the order of steps. Whatever only one attempt may write without asking
@@ -103,6 +104,10 @@ class StageKeys:
     def answer(self, index: int) -> str:
         """What a teacher said about one task."""
         return f"{self.answers}{_step(index)}.json"
+
+    def teacher_logprobs(self, step: int, attempt: int) -> str:
+        """What a teacher thinks of the rollouts of a step."""
+        return f"{self.folder}/rollouts/{_step(step)}/{_number(attempt, ATTEMPT_DIGITS)}-teacher.json"
 
     def dataset(self, attempt: int) -> str:
         """What was kept of it, as a file of traces."""
