@@ -14,7 +14,7 @@ DATASET_FORMS = {
     "python_functions": "JSONL of prompt, entryPoint, hidden inputs and reference or expected values",
     "stdio": "JSONL of prompt and tests",
 }
-TRACES = "JSONL of messages, or of prompt and completion"
+TRACES = "JSONL or Parquet of messages, or of prompt and completion"
 
 
 @dataclass(frozen=True)

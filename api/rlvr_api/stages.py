@@ -111,8 +111,9 @@ class Sft(ApiModel):
     """
 
     traces: TraceUri
-    """JSONL of `{"messages": [{"role": ..., "content": ...}, ...]}` or `{"prompt": ..., "completion": ...}`, as `s3://bucket/key` or
-    `file:///path`. A prompt is the user's message, a completion the assistant's."""
+    """JSONL of `{"messages": [{"role": ..., "content": ...}, ...]}` or `{"prompt": ..., "completion": ...}`, or Parquet with columns of
+    these names, as `s3://bucket/key` or `file:///path`. A prompt is the user's message, a completion the assistant's; other fields are
+    left alone."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     """Passes over the examples, each in an order of its own."""
     examples_per_step: Annotated[int, Field(ge=1, le=65_536)] = 64

@@ -1,6 +1,8 @@
 import json
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rlvr_api.stages import Sft
@@ -9,7 +11,7 @@ from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.context import BadInputError
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.stages.sft import example_order
-from rlvr_trainer.traces import read_traces
+from rlvr_trainer.traces import TraceFile, read_traces
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +127,38 @@ def test_each_epoch_has_every_example_once_in_an_order_of_its_own():
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert order == example_order(50, 3, "0/cold-start") != example_order(50, 3, "1/cold-start")
+
+
+@pytest.fixture
+def read_table(tmp_path, chat):
+    """Reads a Parquet file of these columns."""
+
+    def read_table(**columns):
+        file = tmp_path / "traces.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+        spec = SimpleNamespace(model=SimpleNamespace(max_model_len=64), storage=SimpleNamespace(region="us-east-1"))
+        context = SimpleNamespace(job=SimpleNamespace(spec=spec), s3_endpoint=None)
+        return read_traces(context, Sft(traces=f"file://{file}"), chat)
+
+    return read_table
+
+
+def test_parquet_says_the_same_as_lines(read, read_table):
+    messages = [{"role": "user", "content": "3+4="}, {"role": "assistant", "content": "7"}]
+    lines = read({"messages": messages}, {"prompt": "1+1=", "completion": "2"})
+    mixed = read_table(
+        messages=[messages, None], prompt=[None, "1+1="], completion=[None, "2"], source=["somebody", "else"], score=[0.5, None]
+    )
+    pairs = read_table(prompt=["1+1="], completion=["2"])
+    assert [(one.prompt_ids, one.completion_ids) for one in mixed.examples] == [
+        (one.prompt_ids, one.completion_ids) for one in lines.examples
+    ]
+    assert [one.name for one in mixed.examples] == ["row 1", "row 2"]
+    assert pairs.examples[0].completion_ids == lines.examples[1].completion_ids
+
+
+def test_faults_of_parquet_are_named_by_row(read_table):
+    with pytest.raises(BadInputError, match=r"row 2: .*either messages, or prompt and completion"):
+        read_table(prompt=["1", "1"], completion=["2", None])
+    with pytest.raises(BadInputError, match="begin as a Parquet file, and are none"):
+        tuple(TraceFile("file:///t.parquet", b"PAR1 and then something else").conversations())

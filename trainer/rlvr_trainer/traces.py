@@ -1,19 +1,22 @@
 """Supervised examples from a file of traces: prompts and completions as token ids, exactly as an engine would see and say them.
 
-    JSON lines (file:// or s3://) -> TraceFile -> conversations -> one example for each turn of the assistant -> tokens -> TraceSet
+    JSONL or Parquet (file:// or s3://) -> TraceFile -> conversations -> one example for each turn of the assistant -> tokens -> TraceSet
 
 Every fault of the file is a `BadInputError` that lists the first lines at fault; nothing is dropped in silence.
 
-Not covered: files larger than memory, Parquet, tools and images in messages.
+Not covered: files larger than memory, tools and images in messages.
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
+import pyarrow
+import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlvr_api.stages import Distill, Sft
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN_FAULTS = 10
 FILE_SCHEME = "file://"
+PARQUET_MAGIC = b"PAR1"
 
 ItemT = TypeVar("ItemT")
 Conversation = tuple[Message, ...]
@@ -73,12 +77,9 @@ class TraceFile:
     def convert(self, convert: Callable[[str, Conversation], ItemT]) -> Iterator[ItemT]:
         """As `conversations`; what `convert` raises as a `ValueError` is a fault of the line."""
         faults: list[str] = []
-        for number, line in enumerate(self.data.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            name = f"line {number}"
+        for name, parse in self._traces():
             try:
-                yield from [convert(name, conversation) for conversation in Trace.model_validate_json(line).conversations()]
+                yield from [convert(name, conversation) for conversation in parse().conversations()]
             except ValidationError as error:
                 faults.append(f"{name}: {first_fault(error)}")
             except ValueError as error:
@@ -86,6 +87,25 @@ class TraceFile:
         if faults:
             more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
             raise BadInputError(f"traces {self.uri}: {'; '.join(faults[:SHOWN_FAULTS])}{more}")
+
+    def _traces(self) -> Iterator[tuple[str, Callable[[], "Trace"]]]:
+        """Name of each trace, and what parses it."""
+        if self.data.startswith(PARQUET_MAGIC):
+            for number, row in enumerate(self._rows(), 1):
+                yield f"row {number}", partial(Trace.model_validate, row)
+            return
+        for number, line in enumerate(self.data.split(b"\n"), 1):
+            if line.strip():
+                yield f"line {number}", partial(Trace.model_validate_json, line)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(self.data))
+            columns = [name for name in Trace.model_fields if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+        except pyarrow.ArrowException as error:
+            raise BadInputError(f"traces {self.uri} begin as a Parquet file, and are none: {error}; write them again") from None
 
 
 @dataclass(frozen=True, slots=True)
