@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import httpx
 
 from rlvr_api.wire import (
-    MAX_BATCH_ITEMS,
     CanaryVerdict,
     EnvironmentsResponse,
     SampleRequest,
@@ -28,6 +27,7 @@ from rlvr_api.wire import (
 from rlvr_trainer.collector.http import RequestRefusedError, UnreachableError, post_model
 
 MAX_CANARIES = 100_000
+TASKS_AT_ONCE = 128
 SCORE_ATTEMPTS = 3
 """How often an item is sent before its infra_error is final."""
 
@@ -78,14 +78,14 @@ class VerifierClient:
         return (await self.sample_all((request,)))[0]
 
     async def sample_all(self, requests: Sequence[TaskRequest]) -> tuple[Task, ...]:
-        """Tasks in the order of the requests, in as few calls as the service allows.
+        """Tasks in the order of the requests, some at a time: the service makes them while others wait.
 
         Raises:
             RequestRefusedError, UnreachableError: as `post_model`.
         """
         tasks: list[Task] = []
-        for start in range(0, len(requests), MAX_BATCH_ITEMS):
-            message = SampleRequest(items=tuple(requests[start : start + MAX_BATCH_ITEMS]))
+        for start in range(0, len(requests), TASKS_AT_ONCE):
+            message = SampleRequest(items=tuple(requests[start : start + TASKS_AT_ONCE]))
             response = await post_model(self._client, f"{self._url}/v1/sample", message, SampleResponse, self._timeout_seconds)
             tasks += response.tasks
         return tuple(tasks)
