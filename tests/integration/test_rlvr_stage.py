@@ -3,65 +3,30 @@
 import itertools
 import json
 import random
-import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import lone_run
 import pytest
 import torch
+from lone_run import KilledError, LoneRun, make_job
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer import telemetry
 from rlvr_trainer.chat import ChatFormat
-from rlvr_trainer.collector.collector import EventLoopThread
-from rlvr_trainer.context import RunContext
-from rlvr_trainer.fleet import EngineFleet
-from rlvr_trainer.metrics_log import MetricsLog, read_steps
-from rlvr_trainer.policy import Policy
+from rlvr_trainer.metrics_log import read_steps
 from rlvr_trainer.pretrained import write_tiny_model
-from rlvr_trainer.progress import ProgressBoard
 from rlvr_trainer.rollout import Rollout, RolloutGroup, VersionSpan
-from rlvr_trainer.run import Run
 from rlvr_trainer.stages import STAGES
-from rlvr_trainer.storage.attempts import claim_attempt
 from rlvr_trainer.storage.checkpoint_reader import latest_manifest, load_latest
-from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
-from rlvr_trainer.telemetry import StepInstruments
-from rlvr_trainer.versions import VersionHistory
 
 STEPS = 6
-
-
-class KilledError(Exception):
-    """The process died."""
-
-
-@dataclass
-class LoneRun(Run):
-    """A run without engines: publishing gives a number and evaluating does nothing. It dies when it publishes version `dies_at`."""
-
-    dies_at: int | None = None
-    aborted: list[int] = field(default_factory=list)
-
-    def reserve_versions(self, next_version):
-        self.versions.reserve(next_version)
-
-    def publish(self, step):
-        if self.versions.publish(step) == self.dies_at:
-            raise KilledError
-
-    def evaluate(self, keys, step, total_step, plan=None, ks=()):
-        pass
-
-    def check(self):
-        pass
 
 
 @dataclass
@@ -69,7 +34,8 @@ class Engines:
     """Samples that depend on the task alone, with about the log-probs of the tiny model's start: the policy moves away from them."""
 
     chat: ChatFormat
-    run_of: "LoneRun | None" = None
+    run_of: LoneRun | None = None
+    verifiers: object = field(default_factory=lambda: SimpleNamespace(take_canaries=tuple))
 
     async def run(self, episode):
         rng = random.Random(episode.admission.task_seed)
@@ -121,34 +87,19 @@ TRACES = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(6)]
 
 
 def make_run(place, model, attempt, *, off_policy, stages, dies_at=None):
-    job = RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1",
-        "kind": "RLVRJob",
-        "metadata": {"name": "job"},
-        "spec": {
-            "model": {"uri": f"file://{model}", "maxModelLen": 64},
-            "storage": {"uri": place.uri, "endpoint": place.endpoint},
-            "environments": [{"name": "sums", "arithmetic": {}}],
-            "sampling": {"maxTokens": 8},
-            "stages": stages,
-            "offPolicy": off_policy,
-            "learner": {"checkpoint": {"everySteps": 4, "keepLast": 1}},
-        },
-    })  # fmt: skip
-    store = ObjectStore.open(place.uri, S3Settings(place.endpoint), "job")
-    context = RunContext(
-        job=job, attempt=attempt, engine_urls={}, verifier_url="", advertised_host="127.0.0.1", status_port=0, model_dir=model,
-        s3_endpoint=place.endpoint, work_dir=model.parent,
-    )  # fmt: skip
+    """An attempt that dies when it publishes version `dies_at`."""
+    checkpoint = {"checkpoint": {"everySteps": 4, "keepLast": 1}}
+    job = make_job(place, model, {}, stages=stages, offPolicy=off_policy, learner=checkpoint)
     engines = Engines(ChatFormat(model, None, 56))
-    run = LoneRun(
-        context=context, stop=threading.Event(), store=store, claim=claim_attempt(store, attempt), policy=Policy.load(model, job.spec),
-        publisher=SimpleNamespace(clean_engines=tuple, states=dict), runner=engines,
-        loop=EventLoopThread("test"), board=ProgressBoard("climb", len(stages), 0, EngineFleet({})), metrics=MetricsLog(store),
-        instruments=StepInstruments(), held_out=(), evaluation=None, versions=VersionHistory(), dies_at=dies_at,
-    )  # fmt: skip
-    run.publisher.abort_requests = lambda: run.aborted.append(run.versions.current)
-    engines.run_of = run
+    run = engines.run_of = lone_run.make_run(job, place, model, attempt, engines)
+    aborted = run.aborted = []
+    run.publisher.abort_requests = lambda: aborted.append(run.versions.current)
+
+    def publish(step):
+        if run.versions.publish(step) == dies_at:
+            raise KilledError
+
+    run.publish = publish
     return run
 
 
@@ -172,6 +123,7 @@ def execute(run):
                 checkpoint = None
         before = sum(latest_manifest(run.store, key).step for key in keys[:first])
         for index, stage in enumerate(stages[first:], first):
+            run.provenance.begin(stage)
             before += STAGES[stage.kind](run, index, stage, checkpoint, before).execute()
             checkpoint = None
     finally:
