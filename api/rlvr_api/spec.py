@@ -24,6 +24,16 @@ from rlvr_api.stages import Stage
 Dtype = Literal["float32", "bfloat16"]
 
 
+class Lora(ApiModel):
+    """Train two small matrices beside each linear layer but the head, and leave the model as it is (arXiv 2106.09685): gradients, optimizer
+    state and checkpoints have a few percent of the size. Engines get the merged weights. Learning rates are about ten times higher."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the product B·A."""
+    alpha: Annotated[float, Field(gt=0.0, le=4096.0)] = 32.0
+    """The product is scaled by alpha / rank."""
+
+
 class Model(ApiModel):
     """The model that is trained."""
 
@@ -38,6 +48,8 @@ class Model(ApiModel):
     """Longest prompt and completion together, in tokens."""
     chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
     """Jinja chat template; unset: the tokenizer's own."""
+    lora: Lora | None = None
+    """Unset: all weights are trained."""
 
 
 class Precision(ApiModel):

@@ -248,6 +248,7 @@ OUT_OF_BOUNDS = {
     "spec.model.uri": "hf://org/model",
     "spec.model.maxModelLen": 15,
     "spec.model.chatTemplate": "",
+    "spec.model.lora": {"rank": 0},
     "spec.precision.engine": "float16",
     "spec.storage.endpoint": "s3:9000",
     "spec.storage.region": "r" * 65,
@@ -364,6 +365,7 @@ ACCEPTED = {
         "spec.offPolicy",
         {"correction": {"sequenceMasked": {}}, "rejection": {"geometric": {}, "vetoBelow": 1e-4, "opsm": {}}},
     ),
+    "adapters": ("spec.model.lora", {"rank": 8, "alpha": 16}),
     "a governor": ("spec.offPolicy", {"maxStaleness": 8, "governor": {"minStaleness": 1, "minCap": 1.2}}),
     "a governor of staleness alone": (
         "spec",

@@ -86,10 +86,10 @@ GOVERNED = {"maxStaleness": 0, "governor": {"maxKl": 0.02, "pauseKl": 5.0, "heal
 TRACES = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(6)]
 
 
-def make_run(place, model, attempt, *, off_policy, stages, dies_at=None):
+def make_run(place, model, attempt, *, off_policy, stages, dies_at=None, lora=None):
     """An attempt that dies when it publishes version `dies_at`."""
     checkpoint = {"checkpoint": {"everySteps": 4, "keepLast": 1}}
-    job = make_job(place, model, {}, stages=stages, offPolicy=off_policy, learner=checkpoint)
+    job = make_job(place, model, {}, lora=lora, stages=stages, offPolicy=off_policy, learner=checkpoint)
     engines = Engines(ChatFormat(model, None, 56))
     run = engines.run_of = lone_run.make_run(job, place, model, attempt, engines)
     aborted = run.aborted = []
@@ -183,6 +183,23 @@ def test_what_it_does_is_in_status_trace_and_metrics_and_a_pause_ends_what_engin
     assert dropped > 0
     assert [step.staleness_max for step in read_steps(run.store)][1:] == [0, 0]
     assert isinstance(trace.get_current_span(), trace.NonRecordingSpan)
+
+
+def test_killed_stages_of_adapters_go_on_with_them_and_are_held_to_those_of_the_stage_before(make_place, models):
+    stages = [climb(steps=2), {**climb(steps=4, referenceKl={"coefficient": 0.1, "reference": "stageStart"}), "name": "again"}]
+    settings = {"off_policy": {"maxStaleness": 0}, "stages": stages, "lora": {"rank": 4}}
+    whole = make_run(make_place(), models, 1, **settings)
+    weights = execute(whole)
+    place = make_place()
+    with pytest.raises(KilledError):
+        execute(make_run(place, models, 1, dies_at=6, **settings))
+    resumed = make_run(place, models, 2, **settings)
+    assert same(execute(resumed), weights)
+    found = [[step.reference_kl for step in read_steps(run.store) if step.stage == "again"] for run in (whole, resumed)]
+    assert found[0] == found[1]
+    assert found[0][0] < 1e-9 < found[0][-1]
+    checkpoint = load_latest(resumed.store, StageKeys(1, "again"))
+    assert all(".lora_" in name for name in checkpoint.tensors if name.startswith("model/"))
 
 
 def test_a_killed_run_with_a_critic_goes_on_with_it(make_place, models):

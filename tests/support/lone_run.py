@@ -56,14 +56,14 @@ class LoneRun(Run):
 SUMS = EnvironmentInfo(name="sums", kind="arithmetic", version="2", levels=(0, 30), held_out_tasks={0: 23}, deterministic=True)
 
 
-def make_job(place, model, stage, chat_template=None, **spec):
+def make_job(place, model, stage, chat_template=None, lora=None, **spec):
     """A job of one stage, `cold-start`, with its store at `place.uri`."""
     return RLVRJob.model_validate({
         "apiVersion": "rlvr.dev/v1alpha1",
         "kind": "RLVRJob",
         "metadata": {"name": "job"},
         "spec": {
-            "model": {"uri": f"file://{model}", "maxModelLen": 64, "chatTemplate": chat_template},
+            "model": {"uri": f"file://{model}", "maxModelLen": 64, "chatTemplate": chat_template, "lora": lora},
             "storage": {"uri": place.uri, "endpoint": place.endpoint},
             "environments": [{"name": "sums", "arithmetic": {}}],
             "sampling": {"maxTokens": 8},

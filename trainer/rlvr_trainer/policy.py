@@ -7,7 +7,7 @@ The model is called with the attention of `tree_attention`, with `use_cache=Fals
 tokens only. A packed call with the default cache or an all-ones mask gives log-probs that are wrong by nats without any error, so nothing
 but this module calls the model, and `load` compares trees with the model's own attention on single sequences.
 
-Not covered: LoRA, sharding over processes, models whose final logits are soft-capped.
+Not covered: sharding over processes, models whose final logits are soft-capped.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from rlvr_api.spec import Dtype, RLVRJobSpec
 from rlvr_trainer import tree_attention
+from rlvr_trainer.lora import add_adapters, merged_weights, renamed
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack
 from rlvr_trainer.token_logprobs import TokenScores, score_states, score_tokens
 
@@ -72,6 +73,8 @@ class Policy:
         model = _load_model(folder)
         if getattr(model.config, "final_logit_softcapping", None) is not None:
             raise ValueError("its final logits are soft-capped, which the learner does not support: take another model")
+        if spec.model.lora is not None:
+            add_adapters(model, model.get_output_embeddings(), spec.model.lora, spec.seed)
         policy = cls(
             model.to(device),
             getattr(torch, spec.precision.learner_compute),
@@ -86,7 +89,7 @@ class Policy:
         Args:
             batch: on the policy's device.
             temperature: divides the logits.
-            weights: another policy's, by the names of `parameters`; None: its own.
+            weights: another policy's, by the names of `parameters` or of `engine_named_tensors`; None: its own.
 
         Returns:
             Both float32 (float64 for a float64 model), [N], differentiable.
@@ -108,12 +111,18 @@ class Policy:
         return self._head.in_features
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable weights by the names of the model's state dict, each storage once: a tied `lm_head.weight` is left out."""
-        return dict(self._model.named_parameters())
+        """Trainable weights by the names of the model's state dict, each storage once: a tied `lm_head.weight` is left out.
+
+        With `model.lora` the adapters alone.
+        """
+        return {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
 
     def engine_named_tensors(self) -> dict[str, Tensor]:
-        """The weights to publish, float32, on the policy's device: no copies, so they change with the next step."""
-        return {name: parameter.detach() for name, parameter in self.parameters().items()}
+        """The weights to publish, float32, on the policy's device, by the names of the model's folder; adapters are worked in.
+
+        No copies but of what is merged, so they change with the next step.
+        """
+        return merged_weights(self._model)
 
     def sequence_logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], cast_dtype: Dtype) -> list[float]:
         """Log-probs of one completion at temperature 1, with weights and compute in `cast_dtype`, as an engine of that dtype has them."""
@@ -127,7 +136,7 @@ class Policy:
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights as a checkpoint names them."""
-        return {PREFIX + name: tensor for name, tensor in self.engine_named_tensors().items()}
+        return {PREFIX + name: parameter.detach() for name, parameter in self.parameters().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights out of a checkpoint's tensors; others are ignored.
@@ -141,7 +150,7 @@ class Policy:
         if differing:
             raise ValueError(
                 f"the checkpoint's weights are not those of spec.model.uri: '{differing[0]}' and {len(differing) - 1} more differ; "
-                "give the job that the checkpoint is from, or another name"
+                "give the job that the checkpoint is from, with the same model.lora, or another name"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -183,7 +192,7 @@ class Policy:
     def _call(self, batch: PackedBatch, weights: Mapping[str, Tensor] | None) -> Any:
         if weights is None:
             return self._model(**_arguments(batch))
-        return torch.func.functional_call(self._model, dict(weights), kwargs=_arguments(batch))
+        return torch.func.functional_call(self._model, renamed(self._model, weights), kwargs=_arguments(batch))
 
     def _check_trees(self, max_model_len: int) -> None:
         prompt, branches = (3, 1, 2), ((1, 3, 2), (2, 2, 1, 3))

@@ -118,7 +118,7 @@ class _ScoreStates(torch.autograd.Function):
         states, head, rows, targets, log_sums, entropies = ctx.saved_tensors
         by_token = _by_row(gradient, rows, log_sums) / ctx.temperature
         by_entropy = None if entropy_gradient is None else _by_row(entropy_gradient, rows, log_sums) / ctx.temperature
-        of_states, of_head = torch.empty_like(states), torch.zeros_like(head)
+        of_states, of_head = torch.empty_like(states), torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = head.to(states.dtype)
             for part in _head_chunks(states, head):
@@ -130,7 +130,8 @@ class _ScoreStates(torch.autograd.Function):
                     piece.index_put_((rows[here] - part.start, targets[here]), (gradient / ctx.temperature)[here], accumulate=True)
                 small = piece.to(states.dtype)
                 of_states[part] = small @ cast
-                of_head += small.T @ states[part]
+                if of_head is not None:
+                    of_head += small.T @ states[part]
         return of_states, of_head, None, None, None
 
 
