@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 from lone_run import KEYS, KilledError, execute, make_job
 
-from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_api.integrity import Audit
+from rlvr_api.wire import AuditVerdict, Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.episode import UnjudgedError
 from rlvr_trainer.context import BadInputError
@@ -231,6 +232,19 @@ def test_what_is_kept_passed_ended_differs_and_is_bounded(two_rounds):
         assert len(mine) == min(2, len({ids for prompt, ids in good if prompt == group.prompt_ids}))
     assert len(keep_passed(groups, 100, "0/a")) == len(good)
     assert keep_passed(groups, 2, "0/a") == kept
+
+
+def test_what_an_audit_refutes_is_not_imitated_unless_audits_only_measure(two_rounds):
+    run, _ = two_rounds
+    groups = read_groups(run.store, read_records(run.store, KEYS)[0].record.rollouts[0])
+    audit = AuditVerdict(probability=1.0, score=0.0, verifier="final-answer", verifier_version="1")
+
+    def refuted(one):
+        return replace(one, verdict=one.verdict.model_copy(update={"audit": audit})) if one.verdict.score else one
+
+    doubted = [replace(group, rollouts=tuple(map(refuted, group.rollouts))) for group in groups]
+    assert keep_passed(doubted, 2, "0/a", Audit()) == []
+    assert keep_passed(doubted, 2, "0/a", Audit(rewards="paid")) == keep_passed(groups, 2, "0/a")
 
 
 def test_a_round_in_which_nothing_passes_says_what_to_do(place, model):

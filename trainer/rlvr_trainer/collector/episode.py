@@ -45,6 +45,8 @@ class Episode:
     seed: int
     reason_to_skip: Callable[[str], str | None] = lambda _: None
     """Of a problem, by its id; None: it is sampled."""
+    audited: bool = False
+    """Every completion is audited for certain, as held-out ones are."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class EpisodeRunner:
                 task_key=task.task_key,
                 completion=text,
                 truncated=sample.finish_reason == "length",
-                audited=episode.split == "heldOut",
+                audited=episode.audited or episode.split == "heldOut",
             )
             for number, (sample, text) in enumerate(zip(completion.samples, texts, strict=True))
         ]

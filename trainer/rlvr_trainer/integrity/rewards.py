@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 from rlvr_api.integrity import Audit
-from rlvr_api.wire import Verdict
+from rlvr_api.wire import Verdict, VerdictStatus
 
 SMALLEST_CORRECTED_STD = 0.1
 """Groups whose corrected standard deviation is smaller are explained by false positives, or false negatives, alone."""
@@ -73,3 +73,9 @@ def known_noise(verdict: Verdict) -> tuple[float, float] | None:
     if verdict.false_positive_rate is None or verdict.false_negative_rate is None:
         return None
     return verdict.false_positive_rate, verdict.false_negative_rate
+
+
+def is_learnable(verdict: Verdict, audit: Audit | None) -> bool:
+    """Whether a stage that imitates what passed may imitate it: it passed, and no audit that counts has refuted it."""
+    counts = audit is not None and audit.rewards == "corrected" and verdict.audit is not None
+    return verdict.status is VerdictStatus.PASS and not (counts and verdict.audit is not None and verdict.audit.score == 0)

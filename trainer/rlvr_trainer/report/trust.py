@@ -130,6 +130,7 @@ RATES = (
     ("false_positive", "false positive rate"),
     ("false_negative", "false negative rate"),
     ("youden", "Youden index"),
+    ("disagreement", "the two verifiers differ, of the audited"),
     ("flake", "flaky verdicts, of the audited"),
 )
 

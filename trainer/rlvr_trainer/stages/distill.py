@@ -21,10 +21,11 @@ import httpx
 
 from rlvr_api.process import TEACHER_API_KEY
 from rlvr_api.stages import Distill, Stage
-from rlvr_api.wire import MAX_COMPLETION_CHARACTERS, Message, ScoreItem, Task, TaskRequest, VerdictStatus
+from rlvr_api.wire import MAX_COMPLETION_CHARACTERS, Message, ScoreItem, Task, TaskRequest
 from rlvr_trainer.chat import PromptTooLongError
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.context import BadInputError
+from rlvr_trainer.integrity.rewards import is_learnable
 from rlvr_trainer.provenance import scan
 from rlvr_trainer.run import Run
 from rlvr_trainer.stages.sft import TraceLearning
@@ -215,9 +216,9 @@ class Collection:
         if not self._can_be_learned(task, answer.text):
             return UNRENDERABLE
         name = f"{self.run.context.job.metadata.name}/{self.keys.name}/{self.run.context.attempt}/{number}"
-        item = ScoreItem(id=name, environment=task.environment, task_key=task.task_key, completion=answer.text)
+        item = ScoreItem(id=name, environment=task.environment, task_key=task.task_key, completion=answer.text, audited=True)
         (verdict,) = await self.run.runner.verifiers.score([item], request)
-        if verdict.status is VerdictStatus.PASS:
+        if is_learnable(verdict, self.run.context.job.spec.integrity.audit):
             kept.setdefault(
                 answer.text,
                 KeptAnswer(

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from rlvr_api.integrity import Audit
 from rlvr_api.stages import RejectionSampling, Stage
-from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.chat import PromptTooLongError
 from rlvr_trainer.collector.curriculum import Curriculum, Outcome
 from rlvr_trainer.collector.episode import Episode, SkippedError, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.diagnostics import describe_batch
+from rlvr_trainer.integrity.rewards import is_learnable
 from rlvr_trainer.metrics import Phase
 from rlvr_trainer.rollout import Admission, RolloutGroup
 from rlvr_trainer.run import Run, StopRequestedError
@@ -176,7 +177,7 @@ class RejectionSamplingStage:
         self, number: int, first_step: int, levels: Mapping[str, JsonValue], groups: tuple[RolloutGroup, ...], *discarded: Discard
     ) -> Round:
         seed = f"{self._run.context.job.spec.seed}/{self._keys.name}/{number}"
-        kept = keep_passed(groups, self._spec.keep_per_prompt, seed)
+        kept = keep_passed(groups, self._spec.keep_per_prompt, seed, self._run.context.job.spec.integrity.audit)
         ordered = tuple(kept[place] for place in example_order(len(kept), self._spec.epochs, seed))
         return Round(number, first_step, ordered, self._spec.examples_per_step, levels, groups, discarded)
 
@@ -211,7 +212,7 @@ class RejectionSamplingStage:
             seed = self._schedule.sampling_seed(index, attempt)
             episode = Episode(
                 f"{name}/{self._keys.name}/{attempt}/{index}", admission, "train", self._spec.samples_per_prompt, seed,
-                lambda problem_id: curriculum.reason_to_skip(problem_id, index),
+                lambda problem_id: curriculum.reason_to_skip(problem_id, index), audited=True,
             )  # fmt: skip
             async with slots:
                 try:
@@ -225,7 +226,7 @@ class RejectionSamplingStage:
         return await asyncio.gather(*map(sample, indices))
 
 
-def keep_passed(groups: Sequence[RolloutGroup], keep_per_prompt: int, seed: str) -> list[Example]:
+def keep_passed(groups: Sequence[RolloutGroup], keep_per_prompt: int, seed: str, audit: Audit | None = None) -> list[Example]:
     """Different completions that passed, ended by themselves and were not refuted, at most `keep_per_prompt` of a problem, drawn at random.
 
     A problem that was sampled twice counts as one prompt. The shortest or likeliest ones are not preferred: that would narrow the model.
@@ -234,8 +235,7 @@ def keep_passed(groups: Sequence[RolloutGroup], keep_per_prompt: int, seed: str)
     for group in groups:
         passed = found.setdefault(group.prompt_ids, {})
         for number, rollout in enumerate(group.rollouts):
-            refuted = rollout.verdict.audit is not None and rollout.verdict.audit.score == 0
-            if rollout.verdict.status is VerdictStatus.PASS and rollout.finish_reason == "stop" and not refuted:
+            if is_learnable(rollout.verdict, audit) and rollout.finish_reason == "stop":
                 name = f"sample {number} of group {group.admission.index}"
                 passed.setdefault(rollout.token_ids, Example(name, group.prompt_ids, rollout.token_ids))
     kept: list[Example] = []
