@@ -27,6 +27,7 @@ from rlvr_trainer.teacher import TeacherUnreachableError
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments import open_environments
+from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.seal import Seal
@@ -113,7 +114,7 @@ def test_what_passed_is_learned_and_stays_as_a_dataset_that_says_where_it_comes_
     for line in lines:
         question, answer = (message["content"] for message in line["messages"])
         assert eval(question.rstrip("=")) == int(answer)
-        assert (line["environment"], line["verifier"], line["score"]) == ("sums", "arithmetic 2", 1.0)
+        assert (line["environment"], line["verifier"], line["score"]) == ("sums", f"arithmetic {ArithmeticEnvironment.version}", 1.0)
     manifest = read_dataset(run.store, KEYS)
     assert manifest.statuses == {"fail": 1, "pass": PROMPTS}
     assert (manifest.requests, manifest.tokens, manifest.prompts, manifest.examples) == (PROMPTS + 1, 10 * (PROMPTS + 1), PROMPTS, PROMPTS)
