@@ -18,7 +18,8 @@ from rlvr_verifier.sandbox.canonical import decode, encode
 from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
 from rlvr_verifier.sandbox.slot import Ending, Item, Run
 
-PROBE_SECONDS = 2.0
+PROBE_SECONDS = 20.0
+"""Of one attack, which takes milliseconds: one that runs out of it counts as open, and that must not be a busy node's doing."""
 PROBE_MEMORY_BYTES = 256 << 20
 
 _PREAMBLE = """

@@ -76,6 +76,10 @@ def _warm_up() -> None:
     os.close(null)
 
 
+class _MissingFunctionError(Exception):
+    """The code runs, and does not define the function that is asked for."""
+
+
 class _Jail:
     """What an item is locked into; made before the first one, entered by each."""
 
@@ -184,7 +188,9 @@ def _run_item(request: _Request, result: int) -> int:
     sys.argv = ["solution"]
     try:
         exec(compile(str(request["source"]), "<solution>", "exec"), namespace)  # noqa: S102 - this is what the sandbox is for
-        entry = namespace[str(request["entry"])]
+        entry = namespace.get(str(request["entry"]), _MissingFunctionError)
+        if entry is _MissingFunctionError:
+            raise _MissingFunctionError
     except BaseException as error:  # noqa: BLE001 - a solution may raise anything
         write(result, f"{ERROR} 0 {type(error).__name__[:40]}\n".encode())
         return 1
