@@ -14,6 +14,10 @@ from rlvr_api.stages import Stage
 AuditRate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
+CLIPPED_SHARE = 0.3
+"""Of the largest weight of an audit: gradients clipped below it let a hack survive in `make bench NAME=hacking`."""
+
+
 class Audit(ApiModel):
     """Random audits: environments with a second verifier (`environments[].audit`) have a share of their verdicts checked by it.
 
@@ -27,7 +31,8 @@ class Audit(ApiModel):
     """Share of the others that is audited: what finds right answers that the verifier refuses."""
     rewards: Literal["corrected", "paid"] = "corrected"
     """What is learned from. `corrected`: score + (audit − score)/rate where audited, which is right on average whatever the policy does to
-    earn the score (AIPW, arXiv 2403.03208). `paid`: the score alone; audits then only measure."""
+    earn the score (AIPW, arXiv 2403.03208); `optimizer.maxGradientNorm` must then be 0.3 times the largest 1/rate, or more. `paid`: the
+    score alone; audits then only measure."""
     max_weight: Annotated[float, Field(ge=1.0, le=1000.0)] = 50.0
     """Largest 1/rate that a corrected reward uses. It bounds the variance; below 1/rate it leaves a part of the bias."""
 
@@ -69,13 +74,25 @@ def check_integrity(integrity: Integrity, environments: Sequence[EnvironmentSpec
     _check_noise(environments, stages)
     if integrity.audit is None or integrity.audit.rewards == "paid":
         return
+    least = least_gradient_norm(integrity.audit)
     for index, stage in enumerate(stages):
+        if stage.rlvr is not None and stage.rlvr.optimizer.max_gradient_norm < least:
+            raise ValueError(
+                f"stages[{index}].rlvr.optimizer.maxGradientNorm {stage.rlvr.optimizer.max_gradient_norm:g} cuts off the steps in which an "
+                f"audit weighs {least / CLIPPED_SHARE:.3g}, and a hack survives: write {least:.3g} or more, or raise "
+                "integrity.audit.positiveRate"
+            )
         if stage.rlvr is not None and divides_by_std(stage.rlvr.algorithm):
             raise ValueError(
                 f"stages[{index}].rlvr.algorithm.{to_camel(stage.rlvr.algorithm.kind)} divides by a standard deviation, which undoes "
                 "integrity.audit (a hack survives it): take normalizeByStd: false or another algorithm, or set "
                 "integrity.audit.rewards to paid"
             )
+
+
+def least_gradient_norm(audit: Audit) -> float:
+    """What gradients may be clipped to, at least: clipping is not linear, so steps with audits would count less than those without."""
+    return CLIPPED_SHARE * min(1.0 / audit.positive_rate, audit.max_weight)
 
 
 def _check_noise(environments: Sequence[EnvironmentSpec], stages: Sequence[Stage]) -> None:

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
 from rlvr_api.environments import AUDIT_KINDS, DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
+from rlvr_api.integrity import CLIPPED_SHARE
 from rlvr_api.names import MAX_JOB_NAME
 from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
 
@@ -194,6 +195,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "!self.environments.exists(e, has(e.noise)) || "
             "!self.stages.exists(s, has(s.rlvr) && has(s.rlvr.referenceKl) && s.rlvr.referenceKl.placement == 'reward')",
             "environments[].noise is of verdicts: set referenceKl.placement to loss, or remove noise",
+        ),
+        Rule(
+            "!has(self.integrity.audit) || self.integrity.audit.rewards == 'paid' || !self.stages.exists(s, has(s.rlvr) && "
+            f"s.rlvr.optimizer.maxGradientNorm < {CLIPPED_SHARE} / self.integrity.audit.positiveRate && "
+            f"s.rlvr.optimizer.maxGradientNorm < {CLIPPED_SHARE} * self.integrity.audit.maxWeight)",
+            "optimizer.maxGradientNorm cuts off the steps in which an audit weighs much, and a hack survives: write at least "
+            f"{CLIPPED_SHARE} / integrity.audit.positiveRate",
         ),
         Rule(
             "has(self.integrity.audit) == self.environments.exists(e, has(e.audit))",

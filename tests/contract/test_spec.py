@@ -31,12 +31,12 @@ ALGORITHMS = {
 """All that take a correction."""
 
 
-def audited(algorithm, **audit):
+def audited(algorithm, norm=10.0, **audit):
     """A spec with audits."""
     return {
         **VALID["spec"],
         "environments": [{"name": "sums", "arithmetic": {}, "audit": {"finalAnswer": {}}}],
-        "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": algorithm}}],
+        "stages": [{"name": "a", "rlvr": {"steps": 1, "algorithm": algorithm, "optimizer": {"maxGradientNorm": norm}}}],
         "integrity": {"audit": audit},
     }
 
@@ -219,6 +219,7 @@ REFUSED = {
     "an audit verifier of no kind": ("spec.environments.0.audit", {}, "exactly one of finalAnswer"),
     "audits that a standard deviation undoes": ("spec", audited({"grpo": {"normalizeByStd": True}}), "undoes integrity.audit"),
     "audits that a batch's deviation undoes": ("spec", audited({"reinforcePlusPlus": {}}), "undoes integrity.audit"),
+    "audits that clipped gradients undo": ("spec", audited({"grpo": {}}, norm=1.0), "write 10 or more"),
     "noise that leaves nothing": (
         "spec.environments.0.noise",
         {"falsePositiveRate": 0.5, "falseNegativeRate": 0.5},
@@ -399,6 +400,7 @@ ACCEPTED = {
     ),
     "audits": ("spec", audited({"grpo": {}}, positiveRate=0.1)),
     "known noise": ("spec", noisy({"grpo": {"normalizeByStd": True}})),
+    "audits of a third with clipped gradients": ("spec", audited({"grpo": {}}, norm=1.0, positiveRate=0.3)),
     "audits that only measure": ("spec", audited({"reinforcePlusPlus": {}}, rewards="paid")),
     "the longest name": ("metadata.name", "a" * 40),
 }

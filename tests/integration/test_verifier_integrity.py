@@ -81,7 +81,10 @@ def test_the_same_id_is_drawn_or_not_on_every_replica_and_no_other_key_tells_whi
     def drawn(one: TestClient) -> list[bool]:
         return [verdict["audit"] is not None for verdict in ask(one, task(one, "sums", 5), "1", 300, "x")["verdicts"]]
 
-    with serve(audit={"positiveRate": 0.3, "negativeRate": 0.1}) as replica, serve(b"z" * 32, audit={"negativeRate": 0.1}) as stranger:
+    with (
+        serve(audit={"positiveRate": 0.3, "negativeRate": 0.1}) as replica,
+        serve(b"z" * 32, audit={"negativeRate": 0.1, "rewards": "paid"}) as stranger,
+    ):
         assert drawn(client) == drawn(replica)
         assert drawn(client) != drawn(stranger)
 

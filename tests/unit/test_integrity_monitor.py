@@ -155,7 +155,7 @@ def spec(on_violation):
     return RLVRJobSpec.model_validate({
         "model": {"uri": "file:///model"},
         "environments": [{"name": "sums", "arithmetic": {}, "audit": {"finalAnswer": {}}}],
-        "stages": [{"name": "climb", "rlvr": {"steps": 10}}],
+        "stages": [{"name": "climb", "rlvr": {"steps": 10, "optimizer": {"maxGradientNorm": 10.0}}}],
         "integrity": {"audit": {}, "onViolation": on_violation},
     })  # fmt: skip
 

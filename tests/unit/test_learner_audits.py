@@ -24,7 +24,7 @@ def spec(rewards):
         "model": {"uri": "file:///model", "maxModelLen": 128},
         "environments": [{"name": "sums", "arithmetic": {}, "audit": {"finalAnswer": {}}}],
         "sampling": {"maxTokens": 8},
-        "stages": [{"name": "climb", "rlvr": {"steps": 10, "optimizer": {"learningRate": 1e-2}}}],
+        "stages": [{"name": "climb", "rlvr": {"steps": 10, "optimizer": {"learningRate": 1e-2, "maxGradientNorm": 10.0}}}],
         "integrity": {"audit": {"rewards": rewards}},
     })  # fmt: skip
 

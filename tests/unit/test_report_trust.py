@@ -18,6 +18,7 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 def audited(job, rewards="paid"):
     spec = job.spec.model_dump(by_alias=True, exclude_none=True)
     spec["environments"][0]["audit"] = {"finalAnswer": {}}
+    spec["stages"][0]["rlvr"]["optimizer"]["maxGradientNorm"] = 10.0
     spec["integrity"] = {"audit": {"rewards": rewards}}
     return RLVRJob.model_validate({**job.model_dump(by_alias=True), "spec": spec})
 
