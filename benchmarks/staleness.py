@@ -1,7 +1,7 @@
 """Staleness against what is learned: batches wait 0 to 8 optimizer steps between being sampled and being trained.
 
 The tiny model's climb of `benchmarks/algorithms.py` by GRPO with one update a step, so that nothing but the sampler's age is off-policy, at
-a learning rate at which 8 steps are far. Each side sees as many samples, from the same start, in three seeds:
+a learning rate at which 8 steps are far. Each side sees as many samples, from the same start and with the same seeds:
 
 - `uncorrected`: learns from stale samples as if they were fresh, which a job refuses.
 - `corrected`: `tokenTruncated`, a job's default.
@@ -14,6 +14,7 @@ A pass rate is over all problems at temperature 1, the mean of the evaluations i
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +47,8 @@ class Outcome(NamedTuple):
 def main() -> None:
     """Measure, print one table, and one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4, 8])
     options = parser.parse_args()
@@ -103,6 +104,7 @@ def measure(start: Path, options: argparse.Namespace) -> None:
             allowed = f" [{statistics.fmean(run.allowed for run in runs):.1f}]" if name == "governed" else ""
             cells.append(f"{mean:.3f} ({min(rates):.3f})  KL {kl:.3f}{allowed}")
             numbers[f"{name}_{staleness}"] = round(mean, 4)
+            print(f"staleness {staleness}, {name}: {cells[-1]}", file=sys.stderr, flush=True)
         table.add_row(str(staleness), *cells)
     Console(width=140).print(table)
     print(json.dumps(numbers))
