@@ -29,19 +29,12 @@ def test_a_stale_sampler_is_weighed_up_to_a_bound():
     assert logprobs.grad.tolist() == pytest.approx([2.0 * 2.718281828**0.5, 2.0 * MAX_WEIGHT])
 
 
-def test_a_student_that_follows_it_comes_near_its_teacher(tmp_path):
-    from types import SimpleNamespace
-
+def test_a_student_that_follows_it_comes_near_its_teacher(tmp_path, synthetic_run):
     from transformers import AutoModelForCausalLM
 
     for seed in (0, 1):
         write_tiny_model(tmp_path / str(seed), seed)
-    spec = SimpleNamespace(
-        learner=SimpleNamespace(gpus=0, gradient_checkpointing=False),
-        precision=SimpleNamespace(learner_compute="float32"),
-        model=SimpleNamespace(max_model_len=64),
-    )
-    policy = Policy.load(tmp_path / "0", spec)
+    policy = Policy.load(tmp_path / "0", synthetic_run.make_job().spec)
     teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "1")
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "0")
     learner = ReverseKlLearner(policy, SupervisedOptimizer(learning_rate=3e-3), 60, 512)
