@@ -1,4 +1,4 @@
-"""A real S3 server for a test session, and a bucket of its own for each test that asks."""
+"""A real S3 server for a test session, and a bucket or a folder of its own for each test that asks."""
 
 import json
 from collections.abc import Iterator
@@ -21,6 +21,12 @@ class S3Server:
     limited_access_key: str
     """May do nothing but read a bucket that does not exist."""
     limited_secret_key: str
+    bucket: str
+    """Shared by all folders: a bucket takes seven volumes of the server, which has as many as the disk has room for."""
+
+    def folder(self, name: str) -> str:
+        """URI of a place that no other test has."""
+        return f"s3://{self.bucket}/{name}"
 
     def make_bucket(self, name: str) -> str:
         """Creates an empty bucket."""
@@ -48,4 +54,4 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     everything = identity("all", ["Admin", "Read", "Write", "List", "Tagging"])
     (folder / "s3.json").write_text(json.dumps({"identities": [everything, identity("limited", ["Read:elsewhere"])]}))
     with EmbeddedS3(folder / "data", folder / "s3.json") as server:
-        yield S3Server(server.endpoint, server.access_key, server.secret_key, "limited-key", "limited-secret")
+        yield S3Server(server.endpoint, server.access_key, server.secret_key, "limited-key", "limited-secret", server.bucket)

@@ -60,7 +60,7 @@ def numbers():
 def place(s3, numbers, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
-    return SimpleNamespace(uri=f"s3://{s3.make_bucket(f'distill-{next(numbers)}')}/runs", endpoint=s3.endpoint)
+    return SimpleNamespace(uri=s3.folder(f"distill-{next(numbers)}"), endpoint=s3.endpoint)
 
 
 @pytest.fixture

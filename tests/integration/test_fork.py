@@ -45,7 +45,7 @@ def model(tmp_path_factory):
 def place(s3, tmp_path_factory):
     traces = tmp_path_factory.mktemp("traces") / "traces.jsonl"
     traces.write_text("\n".join(json.dumps({"prompt": f"{n}+1=", "completion": str(n + 1)}) for n in range(20)))
-    return SimpleNamespace(uri=f"s3://{s3.make_bucket('fork')}/runs", endpoint=s3.endpoint, traces=traces)
+    return SimpleNamespace(uri=s3.folder("fork"), endpoint=s3.endpoint, traces=traces)
 
 
 @pytest.fixture(autouse=True)

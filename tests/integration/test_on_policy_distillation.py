@@ -47,7 +47,7 @@ def make_place(s3):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
         patch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
-        yield lambda: SimpleNamespace(uri=f"s3://{s3.make_bucket(f'opd-{next(numbers)}')}/runs", endpoint=s3.endpoint)
+        yield lambda: SimpleNamespace(uri=s3.folder(f"opd-{next(numbers)}"), endpoint=s3.endpoint)
 
 
 class Student:

@@ -73,8 +73,7 @@ def make_place(s3):
     numbers = itertools.count()
 
     def make():
-        bucket = s3.make_bucket(f"rlvr-{next(numbers)}")
-        return SimpleNamespace(uri=f"s3://{bucket}/runs", endpoint=s3.endpoint)
+        return SimpleNamespace(uri=s3.folder(f"rlvr-{next(numbers)}"), endpoint=s3.endpoint)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)

@@ -49,14 +49,13 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def make_place(s3, tmp_path_factory):
-    """A folder of jobs in a bucket of its own, and a file of traces."""
+    """A folder of jobs, and a file of traces."""
     numbers = itertools.count()
 
     def make():
-        bucket = s3.make_bucket(f"sft-{next(numbers)}")
         traces = tmp_path_factory.mktemp("traces") / "traces.jsonl"
         traces.write_text("\n".join(json.dumps({"prompt": f"{n}+1=", "completion": str(n + 1)}) for n in range(20)))
-        return SimpleNamespace(uri=f"s3://{bucket}/runs", endpoint=s3.endpoint, traces=traces)
+        return SimpleNamespace(uri=s3.folder(f"sft-{next(numbers)}"), endpoint=s3.endpoint, traces=traces)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
