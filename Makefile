@@ -28,7 +28,7 @@ demo: $(VENV)/.installed models/smollm2-135m-instruct/config.json  ## Train Smol
 test: $(VENV)/.installed  ## Run the tests; those that need what this machine lacks say how to get it.
 	@$(BIN)/python -m pytest -m "not long" tests
 
-test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (10 minutes).
+test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (about a quarter of an hour).
 	@$(BIN)/python -m pytest -m long tests
 
 test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rlvr_trainer.pretrained import write_tiny_model
 
 JOB = """
@@ -27,6 +29,8 @@ def run(file: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_job_whose_verifier_is_exploitable_pauses_and_goes_on_when_told_to(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "tiny")
     file = tmp_path / "job.yaml"

@@ -67,6 +67,7 @@ def kill_in(run, stage: StageKeys, later_seconds: float) -> int:
 
 
 @pytest.mark.timeout(900)  # for a busy machine
+@pytest.mark.long
 def test_a_job_of_all_stages_survives_kills_in_each_of_them(run) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
