@@ -1,19 +1,32 @@
-"""What the environments whose answers are code have in common: the code in a completion, and a dataset split by prompt."""
+"""What the environments whose answers are code have in common: the code in a completion, a dataset split by prompt, and its prompts."""
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from rlvr_api.wire import Split
+from rlvr_api.wire import Message, Split
 from rlvr_verifier.environments.answers import after_thinking
-from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, Score, invalid
+from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError, Place, SampledTask, Score, invalid
+from rlvr_verifier.environments.datasets import refuse_faults
+from rlvr_verifier.sandbox.probe import Level
 
-MAX_REPORTED = 20
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([A-Za-z0-9_+.-]*)[^\n`]*$", re.MULTILINE)
 _LANGUAGES = ("", "python", "python3", "py")
-Row = TypeVar("Row")
+
+
+class Prompted(Protocol):
+    """A row with a prompt."""
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked."""
+        ...
+
+
+Row = TypeVar("Row", bound=Prompted)
 
 
 def extract_code(completion: str) -> str | Score:
@@ -63,9 +76,7 @@ class CodeDataset(Generic[Row]):
         return self.held_out[seed]
 
 
-def split_rows(
-    kind: str, uri: str, share: float, numbered: Sequence[tuple[int, Row]], prompt: Callable[[Row], str], faults: list[str]
-) -> CodeDataset[Row]:
+def split_rows(kind: str, uri: str, share: float, numbered: Sequence[tuple[int, Row]], faults: list[str]) -> CodeDataset[Row]:
     """The dataset of rows with their line numbers.
 
     Args:
@@ -77,15 +88,48 @@ def split_rows(
     rows: dict[str, Row] = {}
     lines: dict[str, int] = {}
     for number, row in numbered:
-        key = prompt_id(kind, prompt(row))
+        key = prompt_id(kind, row.prompt)
         if key in rows:
             faults.append(f"line {number} repeats the prompt of line {lines[key]}")
         rows[key], lines[key] = row, number
-    if faults:
-        more = f"; and {len(faults) - MAX_REPORTED} more" if len(faults) > MAX_REPORTED else ""
-        raise EnvironmentSetupError(f"dataset {uri}: {'; '.join(faults[:MAX_REPORTED])}{more}")
+    refuse_faults(faults, uri, bool(rows))
     held_out = tuple(key for key in rows if int(key[:8], 16) / 2**32 < share)
     train = tuple(key for key in rows if key not in set(held_out))
     if not train:
         raise EnvironmentSetupError(f"dataset {uri} leaves no training row beside heldOut {share}; add rows or lower it")
     return CodeDataset(rows, train, held_out)
+
+
+class CodeEnvironment(Generic[Row]):
+    """A dataset of code to write, judged in the sandbox.
+
+    Args:
+        instruction: follows each prompt; empty: nothing does.
+        data: the dataset as it was read, for the version.
+    """
+
+    deterministic = True
+    place = Place.SANDBOX
+    levels = (0, 0)
+    needs = Level.L1
+
+    def __init__(self, name: str, instruction: str, data: bytes, dataset: CodeDataset[Row]) -> None:
+        self.name = name
+        self.version = f"1+python-{sys.version_info.major}.{sys.version_info.minor}+{hashlib.sha256(data).hexdigest()[:12]}"
+        self._instruction = instruction
+        self._dataset = dataset
+
+    def held_out_tasks(self, level: int) -> int:
+        """Prompts kept for evaluation."""
+        return len(self._dataset.held_out)
+
+    def sample(self, split: Split, seed: int, level: int) -> SampledTask:
+        """A prompt.
+
+        Raises:
+            NoSuchTaskError: there is no held-out prompt of that number.
+        """
+        key = self._dataset.pick(self.name, split, seed)
+        prompt = self._dataset.rows[key].prompt
+        text = f"{prompt}\n{self._instruction}" if self._instruction else prompt
+        return SampledTask(key, (Message(role="user", content=text),), {"row": key})

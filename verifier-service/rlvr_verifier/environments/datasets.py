@@ -72,7 +72,7 @@ def parse_models(data: bytes, uri: str, model: type[Row]) -> Iterator[tuple[int,
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the line"
             faults.append(f"line {number}: {place}: {first['msg']}")
-    _refuse_faults(faults, uri, bool(rows))
+    refuse_faults(faults, uri, bool(rows))
     return iter(rows)
 
 
@@ -97,11 +97,12 @@ def parse_rows(data: bytes, uri: str, columns: tuple[str, ...]) -> Iterator[tupl
             faults.append(f"line {number} has no text {', '.join(missing)}")
         elif isinstance(value, dict):
             rows.append((number, {name: str(value[name]) for name in columns}))
-    _refuse_faults(faults, uri, bool(rows))
+    refuse_faults(faults, uri, bool(rows))
     return iter(rows)
 
 
-def _refuse_faults(faults: list[str], uri: str, has_rows: bool) -> None:
+def refuse_faults(faults: list[str], uri: str, has_rows: bool) -> None:
+    """Raises EnvironmentSetupError for a dataset with faults, of which it lists the first, or without rows."""
     if faults:
         more = f"; and {len(faults) - MAX_REPORTED_LINES} more" if len(faults) > MAX_REPORTED_LINES else ""
         raise EnvironmentSetupError(f"dataset {uri}: {'; '.join(faults[:MAX_REPORTED_LINES])}{more}")

@@ -7,9 +7,7 @@ The verdict is pass or nothing: a part of the inputs is not paid, since a consta
 that do not tell a wrong solution from a right one.
 """
 
-import hashlib
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
@@ -18,13 +16,12 @@ from pydantic import Field, JsonValue, model_validator
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
-from rlvr_api.wire import Message, Split, VerdictStatus
-from rlvr_verifier.environments.base import Place, SampledTask, Score, failed, passed
-from rlvr_verifier.environments.code import CodeDataset, extract_code, split_rows
+from rlvr_api.wire import VerdictStatus
+from rlvr_verifier.environments.base import Score, failed, passed
+from rlvr_verifier.environments.code import CodeDataset, CodeEnvironment, extract_code, split_rows
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.sandbox.canonical import NotCanonicalError, Value, decode, encode, equal
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
-from rlvr_verifier.sandbox.probe import Level
 from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
 from rlvr_verifier.sandbox.slot import Ending, Item, Run
 
@@ -63,45 +60,24 @@ class FunctionProblem:
     expected: tuple[Value, ...]
 
 
-class PythonFunctionsEnvironment:
+class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
     """A dataset of functions to write."""
 
     kind = "python_functions"
-    deterministic = True
-    place = Place.SANDBOX
-    levels = (0, 0)
-    needs = Level.L1
 
     def __init__(self, spec: EnvironmentSpec, reader: DatasetReader, sandbox: Sandbox) -> None:
         assert spec.python_functions is not None
-        self.name = spec.name
         self._spec = spec.python_functions
         self._sandbox = sandbox
         data = reader.read(self._spec.dataset)
-        self.version = f"1+python-{sys.version_info.major}.{sys.version_info.minor}+{hashlib.sha256(data).hexdigest()[:12]}"
-        self._problems = self._load(data)
-
-    def held_out_tasks(self, level: int) -> int:
-        """Prompts kept for evaluation."""
-        return len(self._problems.held_out)
-
-    def sample(self, split: Split, seed: int, level: int) -> SampledTask:
-        """A prompt.
-
-        Raises:
-            NoSuchTaskError: there is no held-out prompt of that number.
-        """
-        key = self._problems.pick(self.name, split, seed)
-        prompt = self._problems.rows[key].prompt
-        text = f"{prompt}\n{self._spec.instruction}" if self._spec.instruction else prompt
-        return SampledTask(key, (Message(role="user", content=text),), {"row": key})
+        super().__init__(spec.name, self._spec.instruction, data, self._load(data))
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the code block on all inputs in an order that nobody knows beforehand, and compare."""
         code = extract_code(completion)
         if isinstance(code, Score):
             return code
-        problem = self._problems.rows[str(payload["row"])]
+        problem = self._dataset.rows[str(payload["row"])]
         order = list(range(len(problem.inputs)))
         random.SystemRandom().shuffle(order)
         try:
@@ -137,7 +113,7 @@ class PythonFunctionsEnvironment:
                 faults.append(f"line {number}: {problem}")
             else:
                 numbered.append((number, problem))
-        return split_rows(self.kind, self._spec.dataset, self._spec.held_out, numbered, lambda problem: problem.prompt, faults)
+        return split_rows(self.kind, self._spec.dataset, self._spec.held_out, numbered, faults)
 
     def _prepare(self, row: FunctionRow) -> FunctionProblem | str:
         """The problem of a row, or what is wrong with it."""

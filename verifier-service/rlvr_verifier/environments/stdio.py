@@ -4,9 +4,7 @@ Each test is a run of its own in a slot, in an order that nobody knows beforehan
 line, without trailing space. Not covered: threads, which the sandbox refuses, and tasks with more than one right output.
 """
 
-import hashlib
 import random
-import sys
 import time
 from collections.abc import Mapping
 from typing import Annotated
@@ -15,13 +13,12 @@ from pydantic import Field, JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
-from rlvr_api.wire import Message, Split, VerdictStatus
-from rlvr_verifier.environments.base import Place, SampledTask, Score, failed, passed
-from rlvr_verifier.environments.code import extract_code, split_rows
+from rlvr_api.wire import VerdictStatus
+from rlvr_verifier.environments.base import Score, failed, passed
+from rlvr_verifier.environments.code import CodeEnvironment, extract_code, split_rows
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.python_functions import fault_of
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
-from rlvr_verifier.sandbox.probe import Level
 from rlvr_verifier.sandbox.slot import Item
 
 Text = Annotated[str, Field(max_length=1_000_000)]
@@ -41,49 +38,29 @@ class StdioRow(ApiModel):
     tests: Annotated[list[StdioTest], Field(min_length=1, max_length=1_000)]
 
 
-class StdioEnvironment:
+class StdioEnvironment(CodeEnvironment[StdioRow]):
     """A dataset of programs to write."""
 
     kind = "stdio"
-    deterministic = True
-    place = Place.SANDBOX
-    levels = (0, 0)
-    needs = Level.L1
 
     def __init__(self, spec: EnvironmentSpec, reader: DatasetReader, sandbox: Sandbox) -> None:
         assert spec.stdio is not None
-        self.name = spec.name
         self._spec = spec.stdio
         self._sandbox = sandbox
         data = reader.read(self._spec.dataset)
-        self.version = f"1+python-{sys.version_info.major}.{sys.version_info.minor}+{hashlib.sha256(data).hexdigest()[:12]}"
         rows = list(parse_models(data, self._spec.dataset, StdioRow))
         blank = [
             f"line {number}: the output of a test is empty" for number, row in rows if any(not _lines(test.output) for test in row.tests)
         ]
-        self._rows = split_rows(self.kind, self._spec.dataset, self._spec.held_out, rows, lambda row: row.prompt, blank)
-
-    def held_out_tasks(self, level: int) -> int:
-        """Prompts kept for evaluation."""
-        return len(self._rows.held_out)
-
-    def sample(self, split: Split, seed: int, level: int) -> SampledTask:
-        """A prompt.
-
-        Raises:
-            NoSuchTaskError: there is no held-out prompt of that number.
-        """
-        key = self._rows.pick(self.name, split, seed)
-        prompt = self._rows.rows[key].prompt
-        text = f"{prompt}\n{self._spec.instruction}" if self._spec.instruction else prompt
-        return SampledTask(key, (Message(role="user", content=text),), {"row": key})
+        dataset = split_rows(self.kind, self._spec.dataset, self._spec.held_out, rows, blank)
+        super().__init__(spec.name, self._spec.instruction, data, dataset)
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the program on the tests until one fails."""
         code = extract_code(completion)
         if isinstance(code, Score):
             return code
-        tests = list(self._rows.rows[str(payload["row"])].tests)
+        tests = list(self._dataset.rows[str(payload["row"])].tests)
         random.SystemRandom().shuffle(tests)
         deadline = time.monotonic() + self._spec.time_limit_seconds
         for test in tests:
