@@ -10,19 +10,15 @@ the reverse KL; later consequences are what MiniLLM (arXiv 2306.08543) adds and 
 log π − log T, which estimates the reverse KL in nats a token and can be below 0 by chance.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlvr_api.stages import Optimizer
-from rlvr_trainer.packing import Branch, PackedBatch, Tree, plan_micro_batches
-from rlvr_trainer.policy import Policy
-from rlvr_trainer.supervised_learner import SupervisedReport
+from rlvr_trainer.packing import PackedBatch
+from rlvr_trainer.supervised_learner import SupervisedLearner
 from rlvr_trainer.traces import Example
-from rlvr_trainer.training import Resumable, Trainer
 
 MAX_WEIGHT = 2.0
 
@@ -35,43 +31,19 @@ class TaughtExample(Example):
     teacher_logprobs: tuple[float, ...]
 
 
-class ReverseKlLearner(Resumable):
-    """Trains `policy` towards a teacher; optimizer and schedule are new.
+class ReverseKlLearner(SupervisedLearner):
+    """Trains `policy` towards a teacher, on batches of `TaughtExample`."""
 
-    Args:
-        total_steps: of the schedule.
-    """
+    naming = ""
 
-    def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int, tokens_per_micro_batch: int) -> None:
-        super().__init__(Trainer(policy, optimizer, total_steps))
-        self._tokens_per_micro_batch = tokens_per_micro_batch
+    def _sampler_logprobs(self, example: Example) -> tuple[float, ...]:
+        assert isinstance(example, TaughtExample)
+        return example.sampler_logprobs
 
-    def step(self, examples: Sequence[Example], place: str) -> SupervisedReport:
-        """Learn from a batch of `TaughtExample`.
-
-        Raises:
-            NonFiniteStepError: the loss or the gradient is not finite; the weights are unchanged.
-        """
-        taught = [example for example in examples if isinstance(example, TaughtExample)]
-        assert len(taught) == len(examples)
-        trees = [Tree(index, one.prompt_ids, (Branch(one.completion_ids, one.sampler_logprobs),)) for index, one in enumerate(taught)]
-        tokens = sum(tree.trained_tokens for tree in trees)
-        plan = plan_micro_batches(trees, self._tokens_per_micro_batch)
-        entropies: list[Tensor] = []
-        policy = self._trainer.policy
-
-        def loss_of(number: int, packed: PackedBatch) -> Tensor:
-            scores = policy.completion_logprobs(packed, 1.0)
-            entropies.append(scores.entropies.detach().double().sum())
-            said = [value for tree in plan[number] for value in taught[tree.index].teacher_logprobs]
-            teacher = torch.tensor(said, dtype=scores.logprobs.dtype, device=scores.logprobs.device)
-            return reverse_kl(scores.logprobs, packed.sampler_logprobs, teacher).sum() / tokens
-
-        seconds: dict[str, float] = {}
-        update = self._trainer.update(plan, loss_of, seconds, place, lambda found: ", ".join(taught[index].name for index in found))
-        self._trainer.step += 1
-        entropy = math.fsum(torch.stack(entropies).tolist()) / tokens
-        return SupervisedReport(len(examples), tokens, update.loss, update.gradient_norm, update.learning_rate, entropy, seconds)
+    def _losses(self, logprobs: Tensor, packed: PackedBatch, examples: Sequence[Example]) -> Tensor:
+        said = [value for example in examples if isinstance(example, TaughtExample) for value in example.teacher_logprobs]
+        teacher = torch.tensor(said, dtype=logprobs.dtype, device=logprobs.device)
+        return reverse_kl(logprobs, packed.sampler_logprobs, teacher)
 
 
 def reverse_kl(logprobs: Tensor, sampler_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:

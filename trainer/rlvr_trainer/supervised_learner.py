@@ -45,6 +45,9 @@ class SupervisedLearner(Resumable):
         total_steps: of the schedule.
     """
 
+    naming = "the examples "
+    """Stands before the names of examples in messages."""
+
     def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int, tokens_per_micro_batch: int) -> None:
         super().__init__(Trainer(policy, optimizer, total_steps))
         self._tokens_per_micro_batch = tokens_per_micro_batch
@@ -56,23 +59,31 @@ class SupervisedLearner(Resumable):
             NonFiniteStepError: the loss or the gradient is not finite; the weights are unchanged.
         """
         trees = [
-            Tree(index, example.prompt_ids, (Branch(example.completion_ids, (0.0,) * len(example.completion_ids)),))
+            Tree(index, example.prompt_ids, (Branch(example.completion_ids, self._sampler_logprobs(example)),))
             for index, example in enumerate(examples)
         ]
         tokens = sum(tree.trained_tokens for tree in trees)
+        plan = plan_micro_batches(trees, self._tokens_per_micro_batch)
         entropies: list[Tensor] = []
         policy = self._trainer.policy
 
-        def loss_of(_: int, packed: PackedBatch) -> Tensor:
+        def loss_of(number: int, packed: PackedBatch) -> Tensor:
             scores = policy.completion_logprobs(packed, 1.0)
             entropies.append(scores.entropies.detach().double().sum())
-            return -scores.logprobs.sum() / tokens
+            return self._losses(scores.logprobs, packed, [examples[tree.index] for tree in plan[number]]).sum() / tokens
 
         seconds: dict[str, float] = {}
-        plan = plan_micro_batches(trees, self._tokens_per_micro_batch)
         update = self._trainer.update(
-            plan, loss_of, seconds, place, lambda found: f"the examples {', '.join(examples[index].name for index in found)}"
+            plan, loss_of, seconds, place, lambda found: self.naming + ", ".join(examples[index].name for index in found)
         )
         self._trainer.step += 1
         entropy = math.fsum(torch.stack(entropies).tolist()) / tokens
         return SupervisedReport(len(examples), tokens, update.loss, update.gradient_norm, update.learning_rate, entropy, seconds)
+
+    def _sampler_logprobs(self, example: Example) -> tuple[float, ...]:
+        """Of the completion's tokens; examples of a file have no sampler."""
+        return (0.0,) * len(example.completion_ids)
+
+    def _losses(self, logprobs: Tensor, packed: PackedBatch, examples: Sequence[Example]) -> Tensor:
+        """Of each completion token of a micro-batch, [N]."""
+        return -logprobs
