@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import torch
 from hypothesis import settings
 
 from rlvr_api.spec import RLVRJob
@@ -187,6 +188,15 @@ class SyntheticRun:
 
 def _fields(group):
     return (getattr(group, name) for name in group.__dataclass_fields__)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small tensors are not worth several threads, which change the order of sums besides."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import httpx
 import lone_run
 import pytest
-import torch
 from lone_run import KEYS, KilledError, execute, make_job
 from teacher_server import TeacherServer, drip, empty_choices, flood, garbage, hang_up, html, status
 
@@ -33,6 +32,8 @@ from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = 12
 
 
@@ -41,14 +42,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distill") / "tiny"
     write_tiny_model(folder)
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

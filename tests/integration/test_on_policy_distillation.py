@@ -22,6 +22,8 @@ from rlvr_trainer.stages.on_policy_distillation import NobodyTaughtError
 from rlvr_trainer.storage.checkpoint_reader import load_latest
 from rlvr_trainer.storage.records import read_records
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGE = {"steps": 7, "promptsPerStep": 6, "samplesPerPrompt": 4, "optimizer": {"learningRate": 3e-3}}
 
 
@@ -31,14 +33,6 @@ def models(tmp_path_factory):
     for seed in (0, 1):
         write_tiny_model(folder / str(seed), seed)
     return folder / "0", folder / "1"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

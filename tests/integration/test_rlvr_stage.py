@@ -26,6 +26,8 @@ from rlvr_trainer.storage.checkpoint_reader import latest_manifest, load_latest
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 6
 
 
@@ -58,14 +60,6 @@ def models(tmp_path_factory):
     place = tmp_path_factory.mktemp("rlvr")
     write_tiny_model(place / "tiny")
     return place / "tiny"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

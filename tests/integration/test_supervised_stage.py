@@ -28,6 +28,8 @@ from rlvr_trainer.storage.checkpoint_reader import load_latest
 from rlvr_trainer.storage.records import read_records
 from rlvr_trainer.storage.rollouts import read_groups
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 8
 """20 examples, 2 epochs, 5 at a time."""
 
@@ -37,14 +39,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft") / "tiny"
     write_tiny_model(folder)
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

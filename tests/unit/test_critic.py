@@ -17,6 +17,8 @@ from rlvr_trainer.policy import Policy
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def settings(gae_lambda=1.0, discount=1.0):
     return CriticSettings(0.02, discount, gae_lambda)
@@ -105,14 +107,6 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("critic") / "tiny"
     write_tiny_model(place)
     return place
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rollout(tokens, reward, logprob=-4.3):

@@ -13,6 +13,8 @@ from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.versions import UnknownVersionError, VersionHistory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GRPO = {"grpo": {}}
 DPPO = {"dppoTv": {}}
 
@@ -22,14 +24,6 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("learner") / "tiny"
     write_tiny_model(place)
     return place
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 ALGORITHMS = {

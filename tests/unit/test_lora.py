@@ -16,6 +16,8 @@ from rlvr_trainer.policy import Policy, read_weights
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TREES = [Tree(0, (5, 9, 13, 7), (Branch((21, 22, 23), (-1.0,) * 3, 1.0), Branch((31, 1), (-1.0,) * 2, -1.0)))]
 SCALE = 32 / 4
 
@@ -25,14 +27,6 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("lora") / "tiny"
     write_tiny_model(place)
     return place
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def job(lora=True, seed=0, rlvr=None, **learner):

@@ -13,6 +13,8 @@ from rlvr_trainer.policy import Policy, read_weights
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAMPLER_LOGPROB = -4.3
 """Near what the tiny model gives a token, so that weights are on both sides of their bound."""
 
@@ -23,14 +25,6 @@ def folders(tmp_path_factory):
     write_tiny_model(place / "policy", seed=0)
     write_tiny_model(place / "reference", seed=1)
     return place / "policy", place / "reference"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rollout(tokens, reward):
