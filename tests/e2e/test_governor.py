@@ -38,7 +38,10 @@ def test_a_run_that_is_paused_again_and_again_ends_and_loses_nothing(make_run):
             assert (after.staleness_max, before.governor.max_staleness) == (0, 0)
     assert sum(step.discarded.get("stale", 0) for step in steps) > 0
     assert all(step.mismatch_kl < 1e-4 for step in steps if step.staleness_max == 0)
-    assert all(step.reference_kl is not None and step.explained_variance is not None for step in steps if step.tokens_trained)
+    assert all(step.reference_kl is not None for step in steps if step.tokens_trained)
+    varied = [step for step in steps if 0.0 < step.reward_mean < 1.0]  # where all returns are equal there is nothing to explain
+    assert varied
+    assert all(step.explained_variance is not None for step in varied)
     assert {"critic/weight", "critic/bias"} < checkpoint.tensors.keys()
     shown = run.status()["progress"]["governor"]
     assert shown["mode"] in ("open", "tightened", "paused")

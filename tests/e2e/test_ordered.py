@@ -15,7 +15,9 @@ from rlvr_trainer.storage.rollouts import read_groups
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 STAGE = StageKeys(0, "climb")
 STEPS = 12
-OF_AN_ATTEMPT = {"attempt", "time", "weight_version", "previous", "rollouts"}
+OF_AN_ATTEMPT = dict.fromkeys(("attempt", "time", "weight_version", "previous", "rollouts"), True)
+OF_A_RUN = {"evidence": {"canaries"}}
+"""Canaries are drawn by the run's own secret, and counted by the step that is recorded when they are back."""
 MEASURED = {
     "reward_mean", "pass_rate", "groups", "live_groups", "rollouts", "masked", "invalid", "timeouts", "discarded", "truncated_share",
     "shares", "effective_environments",
@@ -42,7 +44,7 @@ def read(run):
         groups = [group for record in records for blob in record.rollouts for group in read_groups(store, blob)]
         weights = next(key for key in store.list(f"{STAGE.model}/") if key.endswith(".safetensors"))
         return {
-            "records": [record.model_dump(exclude=OF_AN_ATTEMPT) for record in records],
+            "records": [record.model_dump(exclude={**OF_AN_ATTEMPT, **OF_A_RUN}) for record in records],
             "tokens": [(group.admission, group.problem_id, rollout.token_ids) for group in groups for rollout in group.rollouts],
             "verdicts": [(rollout.verdict.status, rollout.verdict.score) for group in groups for rollout in group.rollouts],
             "logprobs": [value for group in groups for rollout in group.rollouts for value in rollout.logprobs],
