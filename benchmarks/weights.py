@@ -341,7 +341,7 @@ def _rate(megabytes: float, seconds: float) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds, after some to warm up")
-    parser.add_argument("--updates", type=int, default=60, help="updates after which log-probs are compared, in all")
+    parser.add_argument("--updates", type=int, default=100, help="updates after which log-probs are compared, in all")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between updates of the run that samples")
     parser.add_argument("--tiny", action="store_true", help="a tiny random model, to try the benchmark itself")
     return parser.parse_args()

@@ -1,7 +1,8 @@
 """One engine's part of an update that needs it to stand still.
 
-pause(keep) -> wait until its workers have staged everything -> start -> order -> finish(version) -> resume, each call with a time-out, and
-resume whatever happens, but for one case: an engine whose swap failed half-way holds no weights at all, stays paused, and its requests end.
+pause(keep) -> start -> drop cached prefixes -> wait until its workers have staged everything -> order -> finish(version) -> resume, each call
+with a time-out, and resume whatever happens, but for one case: an engine whose swap failed half-way holds no weights at all, stays paused, and
+its requests end. What can be done while the last bytes arrive is done then; a session that was opened in vain is closed by the next start.
 """
 
 import logging
@@ -42,13 +43,13 @@ def swap_engine(client: EngineClient, order: SwapOrder, staged: "Future[bool]", 
     stopped = time.monotonic() - PAUSE_ROUTE_SECONDS
     problem, torn, swapped = "", False, False
     try:
+        client.start_update(order.model_copy(update={"discard": True}))
+        client.reset_prefix_cache()
         if staged.result(timeout_seconds):
-            client.start_update(order.model_copy(update={"discard": True}))
             client.order_swap(order)
             torn = True
             client.finish_update(order.version)
             torn, swapped = False, True
-            client.reset_prefix_cache()
     except TimeoutError:
         problem = f"engine {client.handle.name}: nobody said within {timeout_seconds:g} s whether version {order.version} arrived"
     except EngineError as error:

@@ -232,7 +232,7 @@ class Sender:
                 answers |= dict.fromkeys(find_dead([rank for rank in missing if rank not in answers]), gone)
                 look_up = time.monotonic() + LIVENESS_SECONDS
             time.sleep(pause)
-            pause = min(pause * 1.5, 0.01)
+            pause = min(pause * 1.5, 0.002)
         return answers
 
 

@@ -1,0 +1,104 @@
+"""Verifier pods of a job that trains: what the model wrote runs in the sandbox beside them, and their number follows how long it waits."""
+
+import itertools
+import json
+import threading
+
+import httpx
+import pytest
+from commands import kubectl
+from training_cluster import BUCKET, LONG_JOB, READY_SECONDS
+
+from rlvr_api.names import child_name
+from rlvr_api.process import VERIFIER_PORT, Role
+from rlvr_verifier.exploits import CONTROL, read_code
+
+pytestmark = pytest.mark.timeout(900)
+SUM = {
+    "prompt": "Write f(xs), the sum of a list of integers.",
+    "entryPoint": "f",
+    "visible": [[[1, 2, 3]], [[]]],
+    "hidden": [[[5, -5]], [[-3, -4, 1]], [[2**31, 2**31]], [[2**53, 1]], [[1, 2, 3, 4]], [list(range(100))]],
+    "reference": "def f(xs):\n    return sum(xs)",
+}
+SPIN = "def f(xs):\n    for _ in range(4_000_000):\n        pass\n    return {number}"
+"""Wrong after a tenth of a second."""
+
+
+@pytest.fixture(scope="module")
+def coder(train, store):
+    """A job that trains on sums, and whose verifiers judge functions as well."""
+    store.client().put_object(Bucket=BUCKET, Key="data/functions.jsonl", Body=json.dumps(SUM).encode())
+    functions = {"dataset": f"s3://{BUCKET}/data/functions.jsonl", "heldOut": 1e-4, "timeLimitSeconds": 2.0}
+    job = train(
+        **{
+            **LONG_JOB,
+            "rollouts": {"replicas": 1},
+            "environments": [
+                {"name": "sums", "arithmetic": {"operations": ["+"], "instruction": "{problem}="}},
+                {"name": "functions", "pythonFunctions": functions},
+            ],
+            "evaluation": {"tasksPerEnvironment": 1, "samplesPerTask": 2},
+            "verifiers": {"replicas": 1, "maxReplicas": 2, "itemTimeoutSeconds": 20},
+        }
+    )
+    job.wait(lambda job: job.status.get("phase") == "Running", READY_SECONDS, "running")
+    yield job
+    kubectl("-n", job.namespace, "delete", "rlvr", job.name, "--wait=false")
+
+
+def post(job, path, body):
+    """Ask the job's first verifier pod, from the node."""
+    pod = job.live_pods("verifier")[0]
+    address = f"http://{pod['status']['podIP']}:{VERIFIER_PORT}"
+    answer = httpx.post(f"{address}{path}", json=body, timeout=120, trust_env=False)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def score(job, completions, prefix):
+    (task,) = post(job, "/v1/sample", {"items": [{"environment": "functions", "split": "train", "seed": 0}]})["tasks"]
+    items = [
+        {"id": f"{prefix}/{number}", "environment": "functions", "taskKey": task["taskKey"], "completion": text}
+        for number, text in enumerate(completions)
+    ]
+    return post(job, "/v1/score", {"items": items})["verdicts"]
+
+
+def test_exploits_are_not_paid_in_a_restricted_pod_and_right_functions_are(coder):
+    samples = list(read_code("functions"))
+    verdicts = [verdict for sample in samples for verdict in score(coder, [sample.completion], sample.name)]
+    paid = {sample.name for sample, verdict in zip(samples, verdicts, strict=True) if verdict["status"] == "pass"}
+    assert paid == {sample.name for sample in samples if sample.kind == CONTROL}
+    assert "infra_error" not in {verdict["status"] for verdict in verdicts}
+    pod = coder.live_pods("verifier")[0]
+    assert kubectl("get", "namespace", coder.namespace, "-o", "jsonpath={.metadata.labels}").count("restricted") == 1
+    metrics = httpx.get(f"http://{pod['status']['podIP']}:{VERIFIER_PORT}/metrics", timeout=10, trust_env=False).text
+    assert "rlvr_verifier_sandbox_level 1.0" in metrics
+
+
+def test_verifiers_are_added_while_completions_wait(coder):
+    before = coder.untouched("learner", "rollout")
+    enough = threading.Event()
+
+    def flood():
+        for number in itertools.count():
+            if enough.is_set():
+                return
+            wrong = [f"```python\n{SPIN.format(number=f'{number}{one}')}\n```" for one in range(32)]
+            verdicts = score(coder, wrong, f"flood/{number}")
+            assert {verdict["status"] for verdict in verdicts} == {"fail"}
+
+    def replicas(job):
+        deployment = child_name(job.name, Role.VERIFIER)
+        return json.loads(kubectl("-n", job.namespace, "get", "deployment", deployment, "-o", "json"))["status"].get("readyReplicas")
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        coder.wait(lambda job: replicas(job) == 2, 180, "a second verifier is ready")
+    finally:
+        enough.set()
+        thread.join(150)
+    coder.steps_go_on(90)
+    assert coder.untouched("learner", "rollout") == before
