@@ -1,8 +1,8 @@
 """One engine's part of an update that needs it to stand still.
 
-pause(keep) -> start -> drop cached prefixes -> wait until its workers have staged everything -> order -> finish(version) -> resume, each call
-with a time-out, and resume whatever happens, but for one case: an engine whose swap failed half-way holds no weights at all, stays paused, and
-its requests end. What can be done while the last bytes arrive is done then; a session that was opened in vain is closed by the next start.
+pause(keep) -> start -> drop cached prefixes -> wait until its workers have staged everything -> order -> finish(version) -> resume, each
+call with a time-out, and resume whatever happens, but for one case: an engine whose swap failed half-way holds no weights at all, stays
+paused, and its requests end. What can be done while the last bytes arrive is done then; the next start closes a session opened in vain.
 """
 
 import logging
