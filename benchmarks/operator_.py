@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvr_api import names
+from rlvr_api.crd import crd_yaml
 from rlvr_operator.cluster import Cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -65,10 +66,10 @@ class Process:
 
     def metrics(self) -> dict[str, float]:
         """Samples by name and labels; empty before it listens."""
+        assert self._process.poll() is None, f"the operator ended: {self.log.read_text()[-2000:]}"
         try:
             text = httpx.get(self.url, timeout=10, trust_env=False).text
         except httpx.TransportError:
-            assert self._process.poll() is None, f"the operator ended: {self.log.read_text()[-2000:]}"
             return {}
         pairs = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
@@ -114,6 +115,7 @@ def main() -> int:
     if reason := _missing(options.jobs + options.more):
         print(f"error: {reason}", file=sys.stderr)
         return 1
+    _install_crd()
     with tempfile.TemporaryDirectory(prefix="rlvr-bench-") as folder, _namespace(), _proxy() as url:
         asyncio.run(_measure(options.jobs, options.more, url, Path(folder)))
     return 0
@@ -283,6 +285,12 @@ def _missing(jobs: int) -> str:
 
 def _kubectl(*arguments: str) -> str:
     return subprocess.run(["kubectl", *arguments], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def _install_crd() -> None:
+    command = ["kubectl", "apply", "--server-side", "--force-conflicts", "-f", "-"]
+    subprocess.run(command, input=crd_yaml(), text=True, timeout=60, check=True, stdout=subprocess.DEVNULL)
+    _kubectl("wait", "--for=condition=Established", f"crd/{names.PLURAL}.{names.GROUP}", "--timeout=30s")
 
 
 @contextmanager
