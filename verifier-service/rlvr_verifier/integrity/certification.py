@@ -32,7 +32,8 @@ from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import CanaryTag, ScoreItem, Task, TaskRequest, VerdictStatus
 from rlvr_verifier.environments.base import Environment
 from rlvr_verifier.integrity.hostile import HANGING, PERSISTENT
-from rlvr_verifier.integrity.probes import EXPLOIT, RIGHT, Probe, probes_of
+from rlvr_verifier.integrity.probe import EXPLOIT, RIGHT, Probe
+from rlvr_verifier.integrity.probes import probes_for
 from rlvr_verifier.integrity.replay import Example, replay
 from rlvr_verifier.integrity.source_scan import scan_sources
 from rlvr_verifier.service import VerifierService
@@ -134,7 +135,7 @@ class Certification:
         order = await self._order(examples, first)
         checks = (right, *wrong, constants, self._determinism(trials, first), order, denial, self._source())
         paid = _failing(wrong)
-        false_positive, false_negative = _rate(paid, len(trials)), _rate(right.failures, len(trials))
+        false_positive, false_negative = _rate(paid, len(trials)), _rate(right.failures, right.trials)
         return Certificate(
             environment=self._environment.name,
             kind=self._environment.kind,
@@ -172,14 +173,14 @@ class Certification:
     def _probes(self, payload: Mapping[str, JsonValue]) -> tuple[Probe, ...]:
         reference = getattr(self._environment, "reference", None)  # an environment without one has its right answers in `probes`
         if reference is None:
-            return probes_of(self._environment.kind, payload)
+            return probes_for(self._environment, payload)
         answer = reference(payload)
         own = (
             Probe("reference", RIGHT, answer),
             Probe("reference-in-tags", RIGHT, f"<think>So it is that.</think><answer>\n{answer}\n</answer>"),
             Probe("padded", EXPLOIT, f"{answer} or something else"),
         )
-        return (*own, *probes_of(self._environment.kind, payload))
+        return (*own, *probes_for(self._environment, payload))
 
     async def _statuses(self, examples: Sequence[tuple[Trial, str]], *, timed: bool = True) -> list[VerdictStatus]:
         found: list[VerdictStatus] = []
@@ -201,6 +202,8 @@ class Certification:
         failures: list[set[str]] = []
         for trial in trials:
             probes = [probe for probe in trial.probes if probe.tag in tags]
+            if not probes:
+                continue
             failures.append({
                 f"{probe.name} was {status}"
                 for probe in probes
@@ -295,7 +298,9 @@ class Certification:
 
 
 def _check(name: str, failures: Sequence[set[str]]) -> Check:
-    """A check that holds where no task failed; each set names what failed on one task."""
+    """A check that holds where tasks were tried and none failed; each set names what failed on one task."""
+    if not failures:
+        return Check(name=name, passed=False, trials=0, failures=0, upper_bound=1.0, details=("no task has a completion to try",))
     failing = sum(bool(names) for names in failures)
     counts = Counter(detail for names in failures for detail in names)
     details = tuple(f"{detail} ({count})" for detail, count in counts.most_common(10))

@@ -19,7 +19,8 @@ from rlvr_api.wire import AuditVerdict, CanaryVerdict, ScoreItem, Verdict, Verdi
 from rlvr_verifier.environments.base import Environment, Score
 from rlvr_verifier.faults import fault
 from rlvr_verifier.integrity.auditors import Auditor
-from rlvr_verifier.integrity.probes import Probe, probes_of
+from rlvr_verifier.integrity.probe import Probe
+from rlvr_verifier.integrity.probes import probes_for
 from rlvr_verifier.pool import PoolBusyError, ScorerTimeoutError
 from rlvr_verifier.seal import Seal
 
@@ -80,7 +81,7 @@ class IntegrityTraffic:
 
     async def _canary(self, item: ScoreItem, environment: Environment) -> CanaryVerdict | None:
         payload = self._seal.open(item.task_key, item.environment, environment.version)
-        probes = probes_of(environment.kind, payload)
+        probes = probes_for(environment, payload)
         if not probes:
             return None
         probe: Probe = probes[int(self._seal.draw(f"probe/{item.id}") * len(probes))]
