@@ -18,8 +18,9 @@ from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.base import Score, failed, passed
-from rlvr_verifier.environments.code import CodeDataset, CodeEnvironment, extract_code, split_rows
+from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
+from rlvr_verifier.environments.prompts import PromptDataset, split_rows
 from rlvr_verifier.sandbox.canonical import NotCanonicalError, Value, decode, encode, equal
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
@@ -77,7 +78,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         code = extract_code(completion)
         if isinstance(code, Score):
             return code
-        problem = self._dataset.rows[str(payload["row"])]
+        problem = self.row(payload)
         order = list(range(len(problem.inputs)))
         random.SystemRandom().shuffle(order)
         try:
@@ -104,7 +105,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         except (TranscriptError, NotCanonicalError) as error:
             return failed(f"the code wrote no proper result: {error}")
 
-    def _load(self, data: bytes) -> CodeDataset[FunctionProblem]:
+    def _load(self, data: bytes) -> PromptDataset[FunctionProblem]:
         faults: list[str] = []
         numbered: list[tuple[int, FunctionProblem]] = []
         for number, row in parse_models(data, self._spec.dataset, FunctionRow):

@@ -15,8 +15,9 @@ from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.base import Score, failed, passed
-from rlvr_verifier.environments.code import CodeEnvironment, extract_code, split_rows
+from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
+from rlvr_verifier.environments.prompts import split_rows
 from rlvr_verifier.environments.python_functions import fault_of
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.slot import Item
@@ -60,7 +61,7 @@ class StdioEnvironment(CodeEnvironment[StdioRow]):
         code = extract_code(completion)
         if isinstance(code, Score):
             return code
-        tests = list(self._dataset.rows[str(payload["row"])].tests)
+        tests = list(self.row(payload).tests)
         random.SystemRandom().shuffle(tests)
         deadline = time.monotonic() + self._spec.time_limit_seconds
         for test in tests:
