@@ -89,6 +89,18 @@ class Stdio(ApiModel):
     """Address space of a program; Python itself takes about 40."""
 
 
+class JsonSchema(ApiModel):
+    """Documents that the model writes: one JSON document, valid by the task's schema (draft 2020-12), and nothing else."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "schema", "example", "expected"}`. `expected` has values that must be in the document, by JSON pointer;
+    `example` is a right document, which is never shown: canaries and certification are made of it. Both may be left out."""
+    instruction: Annotated[str, Field(max_length=2000)] = "Answer with one JSON document and nothing else."
+    """Added to each prompt on a line of its own."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -173,8 +185,8 @@ class Mixing(ApiModel):
         return self
 
 
-ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio")
-DATASET_KINDS = ("math", "python_functions", "stdio")
+ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema")
+DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema")
 """Kinds whose problems are listed: they have level 0 alone."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
@@ -199,6 +211,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of functions to write."""
     stdio: Stdio | None = None
     """A dataset of programs to write."""
+    json_schema: JsonSchema | None = None
+    """A dataset of JSON documents to write."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

@@ -13,6 +13,7 @@ DATASET_FORMS = {
     "math": "JSONL of problem and answer",
     "python_functions": "JSONL of prompt, entryPoint, hidden inputs and reference or expected values",
     "stdio": "JSONL of prompt and tests",
+    "json_schema": "JSONL of prompt and schema",
 }
 TRACES = "JSONL or Parquet of messages, or of prompt and completion"
 

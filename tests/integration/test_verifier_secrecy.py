@@ -5,6 +5,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,7 +16,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import JsonValue
-from verifier_jobs import verifier_job, write_problems
+from pydantic.alias_generators import to_camel
+from verifier_jobs import verifier_job, write_problems, write_rows
 
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import Drain
@@ -59,6 +61,16 @@ class Bench:
     keys: Mapping[str, str]
 
 
+LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "json_schema": (
+        {"prompt": "Write the code.", "schema": {"type": "string", "minLength": 3}, "expected": {"": "zq-73859"}, "example": "zq-73859"},
+        "zq-73859",
+        '"zq-73859"',
+    ),
+}
+"""Kinds of datasets: a row, a part of it that nobody may see, and a right answer."""
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     dataset = write_problems(tmp_path_factory.mktemp("data"), [("Factor it.", "(x-73859)(x+91127)")])
@@ -66,6 +78,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         {"name": "sums", "arithmetic": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
         {"name": "math", "math": {"dataset": dataset, "heldOut": 0.01}},
         {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
+        *(
+            {"name": name_of(kind), to_camel(kind): {"dataset": write_rows(tmp_path_factory.mktemp(kind), row), "heldOut": 1e-4}}
+            for kind, (row, _, _) in LISTED.items()
+        ),
     ]
     job = verifier_job(environments_of_job, workers=1)
     exporter, provider = InMemorySpanExporter(), TracerProvider()
@@ -78,13 +94,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.setattr(trace, "get_tracer", provider.get_tracer)
         app = build_app(service, instruments, Drain())
     with TestClient(app, raise_server_exceptions=False) as client:
-        keys, golds = {}, {}
-        for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0}.items():
+        keys, golds = {}, {name_of(kind): gold for kind, (_, gold, _) in LISTED.items()}
+        for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0, **dict.fromkeys(golds, 0)}.items():
             request = {"environment": name, "split": "train", "seed": 5, "level": level}
             keys[name] = client.post("/v1/sample", json={"items": [request]}).json()["tasks"][0]["taskKey"]
             payload = Seal(b"k" * 32).open(keys[name], name, environments[name].version)
-            golds[name] = str(payload["answer"]) if "answer" in payload else puzzle_answer(payload)
+            if name not in golds:
+                golds[name] = str(payload["answer"]) if "answer" in payload else puzzle_answer(payload)
         yield Bench(client, exporter, leaky, golds, keys)
+
+
+def name_of(kind: str) -> str:
+    return kind.replace("_", "-")
 
 
 def puzzle_answer(payload: Mapping[str, JsonValue]) -> str:
@@ -106,7 +127,7 @@ def test_every_kind_of_environment_is_here(bench: Bench) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    environment=st.sampled_from(["sums", "math", "puzzle", "leaky"]),
+    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", *map(name_of, LISTED)]),
     completion=st.text(max_size=200) | st.sampled_from(["too long", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1"]),
     truncated=st.booleans(),
 )
@@ -125,7 +146,8 @@ def test_nothing_that_leaves_the_service_holds_the_answer(
 
 def test_a_right_answer_is_in_no_log_metric_or_span(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     for environment, gold in bench.golds.items():
-        completion = f"\\boxed{{{gold}}}" if environment == "math" else gold
+        listed = {name_of(kind): right for kind, (_, _, right) in LISTED.items()}
+        completion = f"\\boxed{{{gold}}}" if environment == "math" else listed.get(environment, gold)
         item = {"id": f"right-{environment}", "environment": environment, "taskKey": bench.keys[environment], "completion": completion}
         with caplog.at_level(logging.DEBUG):
             verdict = bench.client.post("/v1/score", json={"items": [item]}).json()["verdicts"][0]

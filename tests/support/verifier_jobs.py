@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlvr_api.spec import RLVRJob
+from pydantic.alias_generators import to_camel
+
+from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.spec import RLVRJob, Storage
+from rlvr_verifier.environments import ENVIRONMENTS
+from rlvr_verifier.environments.base import Environment
+from rlvr_verifier.environments.datasets import DatasetReader
 
 
 def write_problems(folder: Path, problems: Iterable[tuple[str, str]]) -> str:
@@ -36,3 +42,16 @@ def sums_and_math(folder: Path, problems: Iterable[tuple[str, str]], **verifiers
     return verifier_job(
         [{"name": "sums", "arithmetic": {}}, {"name": "math", "math": {"dataset": write_problems(folder, problems)}}], **verifiers
     )
+
+
+def write_rows(folder: Path, *rows: object) -> str:
+    """Write a dataset of JSON lines; returns its URI."""
+    data = folder / "rows.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    return f"file://{data}"
+
+
+def open_rows(folder: Path, kind: str, *rows: object, **settings: Any) -> Environment:
+    """An environment of these rows, all of which are for training."""
+    spec = {"name": "rows", to_camel(kind): {"dataset": write_rows(folder, *rows), "heldOut": 1e-4, **settings}}
+    return ENVIRONMENTS[kind](EnvironmentSpec.model_validate(spec), DatasetReader(Storage(), {}))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr_api.cli import Command, UserError
-from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec
+from rlvr_api.environments import DATASET_KINDS, SANDBOXED_KINDS, EnvironmentSpec
 from rlvr_api.loading import InvalidJobError, load_job
 from rlvr_api.spec import RLVRJob, Storage, Verifiers
 
@@ -85,10 +85,11 @@ def _by_name(name: str) -> EnvironmentSpec:
 
 
 def _with_absolute_path(environment: EnvironmentSpec, file: Path) -> EnvironmentSpec:
-    if environment.math is None or not environment.math.dataset.startswith("file://"):
+    data = getattr(environment, environment.kind)
+    if environment.kind not in DATASET_KINDS or not data.dataset.startswith("file://"):
         return environment
-    path = (file.absolute().parent / environment.math.dataset.removeprefix("file://")).resolve()
-    return environment.model_copy(update={"math": environment.math.model_copy(update={"dataset": f"file://{path}"})})
+    path = (file.absolute().parent / data.dataset.removeprefix("file://")).resolve()
+    return environment.model_copy(update={environment.kind: data.model_copy(update={"dataset": f"file://{path}"})})
 
 
 async def _certify(spec: EnvironmentSpec, storage: Storage, verifiers: Verifiers, tasks: int, seed: int) -> "Certificate":

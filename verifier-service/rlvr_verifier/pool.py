@@ -153,7 +153,7 @@ def _serve(pipe: Connection, job_json: str) -> None:
     from rlvr_verifier.environments import math_problems, open_environments
     from rlvr_verifier.faults import fault
 
-    environments = open_environments(RLVRJob.model_validate_json(job_json), os.environ)
+    environments = open_environments(RLVRJob.model_validate_json(job_json), os.environ, checked=True)
     if any(environment.kind == math_problems.MathEnvironment.kind for environment in environments.values()):
         math_problems.warm_up()
     pipe.send_bytes(b"ready")

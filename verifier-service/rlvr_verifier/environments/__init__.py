@@ -7,6 +7,7 @@ from rlvr_api.spec import RLVRJob
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
 from rlvr_verifier.environments.math_problems import MathEnvironment
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
@@ -19,6 +20,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "arithmetic": lambda spec, _: ArithmeticEnvironment(spec),
     "reasoning_gym": lambda spec, _: ReasoningGymEnvironment(spec),
     "math": MathEnvironment,
+    "json_schema": JsonSchemaEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,
@@ -27,13 +29,16 @@ SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment
 """Those that run what the model wrote."""
 
 
-def open_environments(job: RLVRJob, environ: Mapping[str, str]) -> dict[str, Environment]:
+def open_environments(job: RLVRJob, environ: Mapping[str, str], *, checked: bool = False) -> dict[str, Environment]:
     """The environments of a job that need no sandbox, by name.
+
+    Args:
+        checked: their datasets were checked before, by the service whose worker this is.
 
     Raises:
         EnvironmentSetupError: one cannot be used as the job describes it.
     """
-    reader = DatasetReader(job.spec.storage, environ)
+    reader = DatasetReader(job.spec.storage, environ, checked=checked)
     return {spec.name: ENVIRONMENTS[spec.kind](spec, reader) for spec in job.spec.environments if spec.kind in ENVIRONMENTS}
 
 

@@ -17,9 +17,14 @@ Row = TypeVar("Row", bound=BaseModel)
 
 
 class DatasetReader:
-    """Opens `file://` and `s3://` datasets of one job."""
+    """Opens `file://` and `s3://` datasets of one job.
 
-    def __init__(self, storage: Storage, environ: Mapping[str, str]) -> None:
+    Args:
+        checked: the rows were checked before, by the service whose worker this is: trying each again would make its start long.
+    """
+
+    def __init__(self, storage: Storage, environ: Mapping[str, str], *, checked: bool = False) -> None:
+        self.checked = checked
         self._storage = storage
         self._endpoint = storage.endpoint or environ.get(Variable.S3_ENDPOINT)
 

@@ -1,0 +1,44 @@
+"""Sound datasets of every kind that brings its own probes pass the battery of `rlvr environment certify`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic.alias_generators import to_camel
+from verifier_jobs import verifier_job, write_rows
+
+from rlvr_api.cli import main
+
+
+def documents(number: int) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+    return {"prompt": f"Write {number} as n.", "schema": schema, "expected": {"/n": number}, "example": {"n": number}}
+
+
+ROWS = {"json_schema": documents}
+
+
+def certify(folder: Path, kind: str, rows: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    write_rows(folder, *rows)
+    job = verifier_job([{"name": "rows", to_camel(kind): {"dataset": "file://rows.jsonl"}}], workers=1)
+    file, output = folder / "job.json", folder / "certificate.json"
+    file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    code = main(["environment", "certify", str(file), "--tasks", "6", "--output", str(output)])
+    return code, json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("kind", list(ROWS))
+def test_a_sound_dataset_is_certified(tmp_path: Path, kind: str) -> None:
+    code, found = certify(tmp_path, kind, [ROWS[kind](number) for number in range(2, 20)])
+    assert [check for check in found["checks"] if not check["passed"]] == []
+    assert (code, found["baseRate"] <= 0.2, found["falsePositiveRate"]) == (0, True, 0.0)
+
+
+def test_a_dataset_without_right_answers_is_not(tmp_path: Path) -> None:
+    rows = [{key: value for key, value in documents(number).items() if key != "example"} for number in range(2, 20)]
+    code, found = certify(tmp_path, "json_schema", rows)
+    assert code == 1
+    assert {check["name"] for check in found["checks"] if not check["passed"]} == {
+        "right answers are paid", "answers of other tasks are refused",
+    }  # fmt: skip
