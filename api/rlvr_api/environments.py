@@ -101,6 +101,20 @@ class JsonSchema(ApiModel):
     """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
 
 
+class Regex(ApiModel):
+    """Regular expressions that the model writes, of Python's engine; each must match some whole strings and not others."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "mustMatch", "mustNotMatch", "reference"}`. Some strings of both lists must not stand in the prompt; `reference`
+    is a right pattern, which is never shown."""
+    instruction: Annotated[str, Field(max_length=2000)] = "Answer with one regular expression of Python in a code block."
+    """Added to each prompt on a line of its own."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+    max_pattern_characters: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Longest pattern: a list of all strings should not fit."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -185,8 +199,8 @@ class Mixing(ApiModel):
         return self
 
 
-ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema")
-DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema")
+ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema", "regex")
+DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex")
 """Kinds whose problems are listed: they have level 0 alone."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
@@ -213,6 +227,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of programs to write."""
     json_schema: JsonSchema | None = None
     """A dataset of JSON documents to write."""
+    regex: Regex | None = None
+    """A dataset of regular expressions to write."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

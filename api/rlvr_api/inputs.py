@@ -14,6 +14,7 @@ DATASET_FORMS = {
     "python_functions": "JSONL of prompt, entryPoint, hidden inputs and reference or expected values",
     "stdio": "JSONL of prompt and tests",
     "json_schema": "JSONL of prompt and schema",
+    "regex": "JSONL of prompt, mustMatch, mustNotMatch and reference",
 }
 TRACES = "JSONL or Parquet of messages, or of prompt and completion"
 

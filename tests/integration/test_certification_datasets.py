@@ -16,7 +16,13 @@ def documents(number: int) -> dict[str, Any]:
     return {"prompt": f"Write {number} as n.", "schema": schema, "expected": {"/n": number}, "example": {"n": number}}
 
 
-ROWS = {"json_schema": documents}
+def patterns(number: int) -> dict[str, Any]:
+    right, wrong = ["ab" * number, "cab" * number], ["ab" * (number + 1), "ab" * (number - 1), "abc" * number, "ba" * number]
+    reference = f"(?:ab){{{number}}}|(?:cab){{{number}}}"
+    return {"prompt": f"Either {number} of ab or of cab.", "mustMatch": right, "mustNotMatch": wrong, "reference": reference}
+
+
+ROWS = {"json_schema": documents, "regex": patterns}
 
 
 def certify(folder: Path, kind: str, rows: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:

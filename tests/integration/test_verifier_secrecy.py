@@ -67,6 +67,11 @@ LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "zq-73859",
         '"zq-73859"',
     ),
+    "regex": (
+        {"prompt": "Match it.", "mustMatch": ["zq-73859"], "mustNotMatch": ["zq", ""], "reference": "z[q]-73859"},
+        "zq-73859",
+        "z[q]-73859",
+    ),
 }
 """Kinds of datasets: a row, a part of it that nobody may see, and a right answer."""
 

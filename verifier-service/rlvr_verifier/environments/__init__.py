@@ -11,6 +11,7 @@ from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
 from rlvr_verifier.environments.math_problems import MathEnvironment
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
+from rlvr_verifier.environments.regex import RegexEnvironment
 from rlvr_verifier.environments.stdio import StdioEnvironment
 from rlvr_verifier.sandbox.pool import Sandbox
 
@@ -21,6 +22,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "reasoning_gym": lambda spec, _: ReasoningGymEnvironment(spec),
     "math": MathEnvironment,
     "json_schema": JsonSchemaEnvironment,
+    "regex": RegexEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,
