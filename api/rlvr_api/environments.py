@@ -115,6 +115,19 @@ class Regex(ApiModel):
     """Longest pattern: a list of all strings should not fit."""
 
 
+class Instructions(ApiModel):
+    """Texts that the model writes, which must keep to constraints that a program decides: length, form, words that must be there or not."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "constraints", "example", "refuseDegenerate"}`. A constraint is `{"kind": "wordCount", "minimum": 50}`; all must
+    hold. `example` is a right text, which is never shown. `refuseDegenerate` (true) refuses texts that repeat themselves, or are little
+    more than the words that must be there."""
+    instruction: Annotated[str, Field(max_length=2000)] = ""
+    """Added to each prompt on a line of its own; empty: nothing is."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -199,8 +212,8 @@ class Mixing(ApiModel):
         return self
 
 
-ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema", "regex")
-DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex")
+ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema", "regex", "instructions")
+DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions")
 """Kinds whose problems are listed: they have level 0 alone."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
@@ -229,6 +242,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of JSON documents to write."""
     regex: Regex | None = None
     """A dataset of regular expressions to write."""
+    instructions: Instructions | None = None
+    """A dataset of texts to write under constraints."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

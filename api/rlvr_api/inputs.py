@@ -15,6 +15,7 @@ DATASET_FORMS = {
     "stdio": "JSONL of prompt and tests",
     "json_schema": "JSONL of prompt and schema",
     "regex": "JSONL of prompt, mustMatch, mustNotMatch and reference",
+    "instructions": "JSONL of prompt and constraints",
 }
 TRACES = "JSONL or Parquet of messages, or of prompt and completion"
 

@@ -22,7 +22,18 @@ def patterns(number: int) -> dict[str, Any]:
     return {"prompt": f"Either {number} of ab or of cab.", "mustMatch": right, "mustNotMatch": wrong, "reference": reference}
 
 
-ROWS = {"json_schema": documents, "regex": patterns}
+def texts(number: int) -> dict[str, Any]:
+    word = f"{'ab' * number}c"
+    constraints = [
+        {"kind": "includes", "phrase": word},
+        {"kind": "lineCount", "minimum": 2, "maximum": 2},
+        {"kind": "excludes", "phrases": [","]},
+    ]
+    example = f"The word that was asked for stands here: {word}.\nNothing more is said about it."
+    return {"prompt": f"Two lines with the word {word}.", "constraints": constraints, "example": example}
+
+
+ROWS = {"json_schema": documents, "regex": patterns, "instructions": texts}
 
 
 def certify(folder: Path, kind: str, rows: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:

@@ -72,6 +72,15 @@ LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "zq-73859",
         "z[q]-73859",
     ),
+    "instructions": (
+        {
+            "prompt": "Greet them.",
+            "constraints": [{"kind": "startsWith", "phrase": "Dear"}, {"kind": "wordCount", "minimum": 4}],
+            "example": "Dear friends of zq-73859",
+        },
+        "zq-73859",
+        "Dear friends of zq-73859",
+    ),
 }
 """Kinds of datasets: a row, a part of it that nobody may see, and a right answer."""
 

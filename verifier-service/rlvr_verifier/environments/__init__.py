@@ -7,6 +7,7 @@ from rlvr_api.spec import RLVRJob
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.instructions import InstructionsEnvironment
 from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
 from rlvr_verifier.environments.math_problems import MathEnvironment
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
@@ -23,6 +24,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "math": MathEnvironment,
     "json_schema": JsonSchemaEnvironment,
     "regex": RegexEnvironment,
+    "instructions": InstructionsEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,
