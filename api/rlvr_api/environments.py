@@ -128,6 +128,21 @@ class Instructions(ApiModel):
     """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
 
 
+class Sql(ApiModel):
+    """Queries that the model writes, in SQLite's SQL, judged on the database of the prompt and on others that it never sees."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "schema", "rows", "reference", "hidden", "ordered"}`. `schema` and `rows` are scripts; `reference` is a right
+    query, which is never shown. `hidden` may list scripts of rows for further databases; `ordered` says whether the order of the result
+    counts, which it does without it where the reference ends with ORDER BY."""
+    instruction: Annotated[str, Field(max_length=2000)] = "Answer with one SQLite query in a code block."
+    """Added to each prompt on a line of its own."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+    hidden_databases: Annotated[int, Field(ge=1, le=20)] = 4
+    """Databases that are made of a task's rows by taking some out, besides one with the rows in another order."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -212,8 +227,8 @@ class Mixing(ApiModel):
         return self
 
 
-ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema", "regex", "instructions")
-DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions")
+ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql")
+DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql")
 """Kinds whose problems are listed: they have level 0 alone."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
@@ -244,6 +259,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of regular expressions to write."""
     instructions: Instructions | None = None
     """A dataset of texts to write under constraints."""
+    sql: Sql | None = None
+    """A dataset of queries to write."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

@@ -33,7 +33,14 @@ def texts(number: int) -> dict[str, Any]:
     return {"prompt": f"Two lines with the word {word}.", "constraints": constraints, "example": example}
 
 
-ROWS = {"json_schema": documents, "regex": patterns, "instructions": texts}
+def queries(number: int) -> dict[str, Any]:
+    rows = "".join(f"INSERT INTO t VALUES ({n}, {n * n % 31}.5);" for n in range(30))
+    schema = "CREATE TABLE t (id INTEGER PRIMARY KEY, x REAL);"
+    reference = f"SELECT id, x FROM t WHERE id % {number} = 1"
+    return {"prompt": f"Rows whose id is 1 modulo {number}.", "schema": schema, "rows": rows, "reference": reference}
+
+
+ROWS = {"json_schema": documents, "regex": patterns, "instructions": texts, "sql": queries}
 
 
 def certify(folder: Path, kind: str, rows: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:

@@ -81,6 +81,16 @@ LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "zq-73859",
         "Dear friends of zq-73859",
     ),
+    "sql": (
+        {
+            "prompt": "How many?",
+            "schema": "CREATE TABLE t (x INTEGER);",
+            "rows": "INSERT INTO t VALUES (1), (2), (3), (4), (5);",
+            "reference": "SELECT count(*) AS zq73859 FROM t",
+        },
+        "zq73859",
+        "SELECT count(x) FROM t",
+    ),
 }
 """Kinds of datasets: a row, a part of it that nobody may see, and a right answer."""
 

@@ -13,6 +13,7 @@ from rlvr_verifier.environments.math_problems import MathEnvironment
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
 from rlvr_verifier.environments.regex import RegexEnvironment
+from rlvr_verifier.environments.sql import SqlEnvironment
 from rlvr_verifier.environments.stdio import StdioEnvironment
 from rlvr_verifier.sandbox.pool import Sandbox
 
@@ -25,6 +26,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "json_schema": JsonSchemaEnvironment,
     "regex": RegexEnvironment,
     "instructions": InstructionsEnvironment,
+    "sql": SqlEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,
