@@ -54,8 +54,14 @@ class Math(ApiModel):
     """Share of the problems kept for evaluation, chosen by a hash of the normalised problem text."""
 
 
+SandboxLevel = Literal["L0", "L1", "L2"]
+"""How far code that the model wrote is kept away from everything else, as attacks from inside a slot measure it. L0: limits of time and
+memory at most. L1: files, processes, network and kernel objects are out of reach. L2: what is outside cannot even be seen."""
+NeededLevel = Literal["L1", "L2"]
+
+
 class PythonFunctions(ApiModel):
-    """Functions that the model writes, called on hidden inputs in a sandbox of level L1 that never holds the expected values."""
+    """Functions that the model writes, called on hidden inputs in a sandbox that never holds the expected values."""
 
     dataset: Uri
     """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected"}`. `visible` and `hidden` are lists of argument
@@ -72,10 +78,13 @@ class PythonFunctions(ApiModel):
     float_tolerance: Annotated[float, Field(ge=0.0, le=0.1)] = 1e-9
     """Relative difference up to which floats are equal; there is no absolute one, so small numbers are not all zero. Types are compared
     exactly: 1, 1.0 and true differ, and so do lists and tuples."""
+    min_sandbox_level: NeededLevel = "L1"
+    """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. L2 also hides which files and
+    processes there are; no sandbox of this version reaches it by itself."""
 
 
 class Stdio(ApiModel):
-    """Python programs that the model writes, which read standard input and write standard output, in a sandbox of level L1."""
+    """Python programs that the model writes, which read standard input and write standard output, in a sandbox."""
 
     dataset: Uri
     """JSONL of `{"prompt", "tests"}`, each test `{"input", "output"}`. Outputs are compared line by line without trailing space."""
@@ -87,6 +96,9 @@ class Stdio(ApiModel):
     """Wall time of a program on all its tests together; beyond it the verdict is `timeout`."""
     memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
     """Address space of a program; Python itself takes about 40."""
+    min_sandbox_level: NeededLevel = "L1"
+    """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. L2 also hides which files and
+    processes there are; no sandbox of this version reaches it by itself."""
 
 
 class JsonSchema(ApiModel):

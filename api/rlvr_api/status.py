@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from rlvr_api.conditions import ConditionType, Phase, Reason
+from rlvr_api.environments import SandboxLevel
 from rlvr_api.model import ApiModel, Fraction, Name
 from rlvr_api.process import Role
 
@@ -123,6 +124,8 @@ class Progress(ApiModel):
     """Estimated seconds until all steps are finished, at the pace of the last steps."""
     reward_trust: RewardTrust | None = None
     """Whether the reward can be believed; unset before the first step."""
+    sandbox_level: SandboxLevel | None = None
+    """Level of the sandbox that runs what the model wrote, as the verifier service measured it; unset without environments of code."""
     message: Text = ""
     """What the learner is doing now, in a few words, on one line."""
     last_updated: AwareDatetime

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rlvr_api.environments import SandboxLevel
 from rlvr_api.model import ApiModel, Fraction, Name
 
 MAX_BATCH_ITEMS = 1024
@@ -221,6 +222,8 @@ class EnvironmentsResponse(ApiModel):
 
     environments: tuple[EnvironmentInfo, ...]
     """All environments of the job."""
+    sandbox_level: SandboxLevel | None = None
+    """Of the sandbox in which code runs that the model wrote, as measured at the start; unset where no environment has any."""
 
 
 BaseUrl = Annotated[str, Field(max_length=512, pattern=r"^http://[A-Za-z0-9.:\[\]-]+$")]

@@ -17,7 +17,7 @@ import httpx
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import RLVRJobSpec
-from rlvr_api.wire import EnvironmentInfo, TaskRequest
+from rlvr_api.wire import EnvironmentsResponse, TaskRequest
 from rlvr_trainer import telemetry
 from rlvr_trainer.chat import ChatFormat, PromptTooLongError
 from rlvr_trainer.collector.collector import EventLoopThread
@@ -97,7 +97,9 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
             lineage = lineage or begin_lineage(context.job, context.model_dir, fork)
             verifiers = VerifierClient(context.verifier_url, client, spec.deadlines.stall_seconds)
             board.update(message="waiting for the verifier service")
-            known, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
+            service, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
+            known = service.environments
+            board.update(sandbox_level=service.sandbox_level)
             held_out = loop.submit(held_out_tasks(verifiers, spec, known)).result()
             references = find_references(context, held_out)
             contamination = find_contamination(spec.provenance.contamination, traces, references)
@@ -186,9 +188,10 @@ def _open_publisher(context: RunContext, policy: Policy, fleet: EngineFleet, pro
     )
 
 
-async def _preflight(verifiers: VerifierClient, chat: ChatFormat, spec: RLVRJobSpec) -> tuple[tuple[EnvironmentInfo, ...], tuple[int, ...]]:
+async def _preflight(verifiers: VerifierClient, chat: ChatFormat, spec: RLVRJobSpec) -> tuple[EnvironmentsResponse, tuple[int, ...]]:
     """What the verifier service knows, once prompts of every environment and level are known to fit; and one of them, for probes."""
-    known = {info.name: info for info in (await verifiers.environments()).environments}
+    service = await verifiers.environments()
+    known = {info.name: info for info in service.environments}
     missing = [environment.name for environment in spec.environments if environment.name not in known]
     if missing:
         raise BadInputError(
@@ -198,7 +201,7 @@ async def _preflight(verifiers: VerifierClient, chat: ChatFormat, spec: RLVRJobS
         prompts = await asyncio.gather(*(_render_some(verifiers, chat, environment) for environment in spec.environments))
     except (PromptTooLongError, RequestRefusedError) as error:
         raise BadInputError(str(error)) from error
-    return tuple(known.values()), prompts[0]
+    return service, prompts[0]
 
 
 async def _render_some(verifiers: VerifierClient, chat: ChatFormat, environment: EnvironmentSpec) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def build_app(service: VerifierService, instruments: Instruments, drain: Drain) 
 
     @app.get("/v1/environments")
     def environments() -> EnvironmentsResponse:
-        return EnvironmentsResponse(environments=service.describe())
+        return service.describe()
 
     @app.get("/healthz")
     def health() -> dict[str, str]:

@@ -8,7 +8,7 @@ from rlvr_verifier.environments.base import Score
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import QUEUED_ITEMS_PER_WORKER, PoolBusyError
 from rlvr_verifier.sandbox.pool import Sandbox
-from rlvr_verifier.sandbox.probe import ATTACKS
+from rlvr_verifier.sandbox.probe import ATTACKS, Level
 
 
 class SandboxedScorers:
@@ -18,6 +18,11 @@ class SandboxedScorers:
         self._sandbox, self._slots = sandbox, slots
         self._threads = ThreadPoolExecutor(slots, "sandbox")
         self._waiting = 0
+
+    @property
+    def level(self) -> Level:
+        """As measured at the start."""
+        return self._sandbox.level
 
     @property
     def status(self) -> Mapping[str, object]:

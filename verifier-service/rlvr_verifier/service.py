@@ -22,6 +22,7 @@ from rlvr_api.wire import (
     MAX_COMPLETION_BYTES,
     CanaryVerdict,
     EnvironmentInfo,
+    EnvironmentsResponse,
     ScoreItem,
     Task,
     TaskRequest,
@@ -87,10 +88,10 @@ class VerifierService:
         if self._sandboxed is not None:
             self._sandboxed.close()
 
-    def describe(self) -> tuple[EnvironmentInfo, ...]:
-        """All environments, with the held-out tasks of the job's levels."""
+    def describe(self) -> EnvironmentsResponse:
+        """All environments, with the held-out tasks of the job's levels, and the sandbox."""
         levels = {environment.name: environment.levels for environment in self._spec.environments}
-        return tuple(
+        environments = tuple(
             EnvironmentInfo(
                 name=name,
                 kind=environment.kind,
@@ -101,6 +102,8 @@ class VerifierService:
             )
             for name, environment in self._environments.items()
         )
+        level = None if self._sandboxed is None else self._sandboxed.level.value
+        return EnvironmentsResponse(environments=environments, sandbox_level=level)
 
     def sample(self, request: TaskRequest) -> Task:
         """One task.

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from pydantic.alias_generators import to_camel
+
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import RLVRJob
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
@@ -16,6 +18,7 @@ from rlvr_verifier.environments.regex import RegexEnvironment
 from rlvr_verifier.environments.sql import SqlEnvironment
 from rlvr_verifier.environments.stdio import StdioEnvironment
 from rlvr_verifier.sandbox.pool import Sandbox
+from rlvr_verifier.sandbox.probe import Level, ProbeReport
 
 Factory = Callable[[EnvironmentSpec, DatasetReader], Environment]
 
@@ -59,11 +62,23 @@ def open_sandboxed(job: RLVRJob, environ: Mapping[str, str], sandbox: Sandbox) -
     for spec in job.spec.environments:
         if spec.kind not in SANDBOXED:
             continue
-        kind = SANDBOXED[spec.kind]
-        if sandbox.level.rank < kind.needs.rank:
-            raise EnvironmentSetupError(
-                f"environment {spec.name} runs what the model wrote and needs sandbox level {kind.needs}, but here attacks succeed: "
-                f"{', '.join(sorted(sandbox.report.open))}; use Linux 6.12 or newer on x86-64, with Landlock among its security modules"
-            )
-        opened[spec.name] = kind(spec, reader, sandbox)
+        _check_level(spec, sandbox.report)
+        opened[spec.name] = SANDBOXED[spec.kind](spec, reader, sandbox)
     return opened
+
+
+def _check_level(spec: EnvironmentSpec, measured: ProbeReport) -> None:
+    code = spec.python_functions or spec.stdio
+    assert code is not None
+    needed = Level(code.min_sandbox_level)
+    if measured.level.rank >= needed.rank:
+        return
+    advice = (
+        "use Linux 6.12 or newer on x86-64, with Landlock among its security modules"
+        if measured.level is Level.L0
+        else f"set {to_camel(spec.kind)}.minSandboxLevel to {measured.level}, or run the verifier where what is outside is hidden"
+    )
+    raise EnvironmentSetupError(
+        f"environment {spec.name} runs what the model wrote and needs sandbox level {needed}; this one is {measured.level}, for in it "
+        f"attacks succeed: {', '.join(measured.open_below(needed))}; {advice}"
+    )

@@ -6,7 +6,6 @@ from typing import Generic
 from rlvr_verifier.environments.answers import after_thinking, fenced_blocks
 from rlvr_verifier.environments.base import Place, Score, invalid
 from rlvr_verifier.environments.prompts import PromptDataset, PromptEnvironment, Row
-from rlvr_verifier.sandbox.probe import Level
 
 _LANGUAGES = ("", "python", "python3", "py")
 
@@ -27,7 +26,6 @@ class CodeEnvironment(PromptEnvironment[Row], Generic[Row]):
     """A dataset of code to write, judged in the sandbox."""
 
     place = Place.SANDBOX
-    needs = Level.L1
 
     def __init__(self, name: str, instruction: str, data: bytes, dataset: PromptDataset[Row]) -> None:
         super().__init__(name, f"1+python-{sys.version_info.major}.{sys.version_info.minor}", instruction, data, dataset)

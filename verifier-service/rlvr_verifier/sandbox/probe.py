@@ -41,6 +41,9 @@ class Level(StrEnum):
     """Limits of time, memory and size at most: not for untrusted code."""
     L1 = "L1"
     """A Landlock domain a slot, a scope and a seccomp allow-list an item. Remaining: `stat` of paths, timing, defects of the kernel."""
+    L2 = "L2"
+    """As L1, and which files and processes there are outside cannot be seen either, as in a mount namespace. Slots do not make one; where
+    something around them does, it is measured."""
 
     @property
     def rank(self) -> int:
@@ -145,9 +148,17 @@ def attack(t):
         except OSError: pass
     return len(open_) > 1 or set(os.environ) - {"PYTHONHASHSEED", "LC_ALL", "TZ"} != set()
 """,
+    "look": """
+def attack(t):
+    return any([works(lambda path=path: os.stat(path) and None) for path in (t["secret"], f"/proc/{t['bystander']}")])
+""",
 }  # fmt: skip
 """Name, and the source of the attack."""
-NEEDED: Mapping[Level, frozenset[str]] = {Level.L1: frozenset(ATTACKS), Level.L0: frozenset()}
+NEEDED: Mapping[Level, frozenset[str]] = {
+    Level.L0: frozenset(),
+    Level.L1: frozenset(ATTACKS) - {"look"},
+    Level.L2: frozenset(ATTACKS),
+}
 """What must have failed for a level."""
 
 
@@ -162,6 +173,10 @@ class ProbeReport:
     def level(self) -> Level:
         """The highest level all of whose attacks failed."""
         return max((level for level, needed in NEEDED.items() if not needed & self.open), key=lambda level: level.rank)
+
+    def open_below(self, level: Level) -> tuple[str, ...]:
+        """What keeps this from being `level`."""
+        return tuple(sorted(self.open & NEEDED[level]))
 
 
 def probe(run: Callable[[Item], Run], place: Path | None = None) -> ProbeReport:
