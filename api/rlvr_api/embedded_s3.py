@@ -152,7 +152,7 @@ class EmbeddedS3:
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=self.data_dir, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=_die_with_parent(),
+                start_new_session=True, preexec_fn=die_with_parent(),
             )  # fmt: skip
 
     def _wait_until_ready(self, deadline: float) -> bool:
@@ -271,7 +271,7 @@ def _answers(url: str, timeout_seconds: float) -> bool:
         return False
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """A function for the child that ties its life to the thread that starts it; None where the kernel cannot."""
     if not sys.platform.startswith("linux"):
         return None

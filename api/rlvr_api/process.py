@@ -41,6 +41,11 @@ class Variable(StrEnum):
     """All: a folder for scratch files of this process."""
 
 
+def verifier_command(python: str, host: str, port: int) -> tuple[str, ...]:
+    """Command line of the verifier service, for all who start one."""
+    return (python, "-m", "rlvr_verifier", "--host", host, "--port", str(port))
+
+
 TEACHER_API_KEY = "TEACHER_API_KEY"
 """Learner: bearer token for the teachers of `distill` stages, out of a Secret or the person's environment."""
 MAX_LAST_PROGRESS_BYTES = 4096

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from rlvr_api.names import workload_name
-from rlvr_api.process import Role, Variable
+from rlvr_api.process import Role, Variable, verifier_command
 from rlvr_api.spec import RLVRJob
 
 SERVED_MODEL = "policy"
@@ -188,7 +188,7 @@ def engine_workload(job: RLVRJob, bind_host: str, port: int, places: Places, ord
 
 def _verifier(job: RLVRJob, addresses: Addresses, places: Places) -> Workload:
     name, port = workload_name(Role.VERIFIER, 0), addresses.verifier.port
-    command = (places.python, "-m", "rlvr_verifier", "--host", addresses.bind_host, "--port", str(port))
+    command = verifier_command(places.python, addresses.bind_host, port)
     env = {
         **_common_env(job, places, name, "rlvr-verifier"),
         **_storage_env(addresses),

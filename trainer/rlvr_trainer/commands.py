@@ -1,9 +1,11 @@
-"""`rlvr report`, `rlvr rollouts`, `rlvr lineage` and `rlvr model`: what the trainer adds to the command line.
+"""`rlvr report`, `rlvr rollouts`, `rlvr rescore`, `rlvr lineage` and `rlvr model`: what the trainer adds to the command line.
 
 Heavy libraries are imported when a command runs, so that `rlvr --help` stays quick.
 """
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 from rlvr_api.cli import Command, UserError
@@ -11,6 +13,7 @@ from rlvr_api.wire import VerdictStatus
 
 RUNS_DIR = Path("runs")
 DEFAULT_LIMIT = 8
+DEFAULT_EXAMPLES = 3
 MODELS = ("tiny", "smollm2")
 
 
@@ -62,6 +65,41 @@ def _run_rollouts(arguments: argparse.Namespace) -> int:
         write_json_lines(views[:limit])
     else:
         print_rollouts(views[:limit], len(views), Console())
+    return 0
+
+
+def _configure_rescore(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--stage", help="only rollouts of this stage")
+    parser.add_argument("--step", type=_natural, help="only rollouts of this step")
+    parser.add_argument("--environment", metavar="NAME", help="only rollouts of this environment")
+    parser.add_argument("--groups", type=_natural, metavar="N", help="at most so many groups, drawn at random; default all")
+    parser.add_argument("--examples", type=_natural, default=DEFAULT_EXAMPLES, metavar="N", help="shown of each kind of change")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object")
+
+
+def _run_rescore(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rlvr_trainer.collector.http import UnreachableError
+    from rlvr_trainer.report.source import open_run
+    from rlvr_trainer.rescore.rescoring import Choice, rescore
+    from rlvr_trainer.rescore.terminal import print_comparison
+    from rlvr_trainer.storage.errors import StorageError
+
+    choice = Choice(arguments.stage, arguments.step, arguments.environment, arguments.groups)
+    try:
+        with open_run(arguments.run, arguments.runs_dir, arguments.endpoint) as source:
+            found = rescore(source, choice, arguments.examples, lambda line: print(line, file=sys.stderr, flush=True))
+    except StorageError as error:
+        raise UserError(str(error)) from error
+    except UnreachableError as error:
+        print(f"rlvr rescore: the verifier stopped answering: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(found.model_dump(mode="json")))  # ASCII, so that no terminal obeys what a model wrote
+    else:
+        print_comparison(found, Console())
     return 0
 
 
@@ -125,5 +163,6 @@ def _natural(text: str) -> int:
 
 report = Command("report", "write a run's report: one HTML page that opens offline", _configure_report, _run_report)
 rollouts = Command("rollouts", "show the rollouts of a step, and why each was judged so", _configure_rollouts, _run_rollouts)
+rescore = Command("rescore", "judge stored rollouts again by the verifier of today, and say what changed", _configure_rescore, _run_rescore)
 lineage = Command("lineage", "say what a model's weights come from: base, stages, data, verifiers, code", _configure_lineage, _run_lineage)
 model = Command("model", "write a model's folder without a hub: tiny or smollm2", _configure_model, _run_model)
