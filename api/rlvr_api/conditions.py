@@ -112,7 +112,7 @@ class Reason(StrEnum):
     REWARD_DIVERGED = "RewardDiverged"
     """The paid reward rises while right answers become fewer."""
     REWARD_NOT_TRUSTWORTHY = "RewardNotTrustworthy"
-    """Suspended by `integrity.onViolation: Pause`; the message has what was found."""
+    """Suspended by `integrity.onViolation: Pause` or `Rollback`; the message has what was found, and where the run went back to."""
     SUSPEND_REQUESTED = "SuspendRequested"
     """Suspended on request, after a checkpoint."""
     ALL_STAGES_FINISHED = "AllStagesFinished"

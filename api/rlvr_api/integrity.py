@@ -50,9 +50,10 @@ class Integrity(ApiModel):
     """Least 1 − false positive rate − false negative rate: at 0 a verdict says nothing (arXiv 2601.04411)."""
     window_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     """Optimizer steps that rates are taken over: error rates follow the policy's behaviour, so old ones do not count."""
-    on_violation: Literal["Warn", "Pause"] = "Warn"
-    """What happens when a bound is broken for certain: the condition and a warning, or also a checkpoint, after which the job is suspended
-    until this setting or a bound is changed."""
+    on_violation: Literal["Warn", "Pause", "Rollback"] = "Warn"
+    """What happens when a bound is broken for certain: the condition and a warning (`Warn`); also a checkpoint, after which the job is
+    suspended until this setting or a bound is changed (`Pause`); or the same, after going back to the newest checkpoint before the first
+    step of the window (`Rollback`): what came after it stays in the store, and does not count."""
 
 
 def check_integrity(integrity: Integrity, environments: Sequence[EnvironmentSpec], stages: Sequence[Stage]) -> None:

@@ -66,7 +66,7 @@ class ExitCode:
     SUSPENDED = 75
     """Stopped on request after committing a checkpoint. Restarted when asked."""
     UNTRUSTWORTHY = 77
-    """The reward cannot be believed (`integrity.onViolation: Pause`); a checkpoint is committed, and the last line on stderr says why.
-    Restarted when the spec was changed."""
+    """The reward cannot be believed (`integrity.onViolation: Pause` or `Rollback`); a checkpoint or a rollback is committed, and the last
+    line on stderr says why. Restarted when the spec was changed."""
     SUPERSEDED = 76
     """A newer attempt has committed. Not restarted."""

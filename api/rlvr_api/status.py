@@ -83,6 +83,17 @@ class RewardTrust(ApiModel):
     """Estimated P(refused | right)."""
 
 
+class RollbackProgress(ApiModel):
+    """The last time that `integrity.onViolation: Rollback` acted in the current stage; steps are over all stages."""
+
+    number: Annotated[int, Field(ge=1, le=99)]
+    """Which rollback of the stage it was."""
+    from_step: Count
+    """Last step that was taken back."""
+    to_step: Count
+    """Step that the run went on from."""
+
+
 class Progress(ApiModel):
     """Body of the learner's `GET /status`, and `status.progress` of the job."""
 
@@ -124,6 +135,8 @@ class Progress(ApiModel):
     """Estimated seconds until all steps are finished, at the pace of the last steps."""
     reward_trust: RewardTrust | None = None
     """Whether the reward can be believed; unset before the first step."""
+    rollback: RollbackProgress | None = None
+    """Unset where no step of the stage was taken back."""
     sandbox_level: SandboxLevel | None = None
     """Level of the sandbox that runs what the model wrote, as the verifier service measured it; unset without environments of code."""
     message: Text = ""

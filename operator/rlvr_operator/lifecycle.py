@@ -19,7 +19,7 @@ from rlvr_api import names
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import ExitCode, Role
 from rlvr_api.spec import RLVRJob
-from rlvr_api.status import RLVRJobStatus, RoleStatus, Termination
+from rlvr_api.status import Progress, RLVRJobStatus, RoleStatus, Termination
 from rlvr_operator import render
 from rlvr_operator.attempts import AttemptEnd, attempt_end, failures_after, next_attempt_at
 from rlvr_operator.autoscale import Scale
@@ -148,11 +148,18 @@ def _hold(look: Look, end: AttemptEnd) -> Decision:
     """The reward cannot be believed: engines and verifiers go, the learner's pod stays for its words, until the spec is changed."""
     progress = look.seen.progress or look.previous.progress
     found = end.message if progress is None or progress.reward_trust is None else progress.reward_trust.message
-    message = f"{HOW_TO_GO_ON}; found: {found}"
+    message = f"{_how_to_go_on(progress)}; found: {found}"
     held = Ending(Phase.SUSPENDED, Reason.REWARD_NOT_TRUSTWORTHY, message)
     base = look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
     deletions = (*remove_services(look.seen), *wedged_pods(look.seen))
     return Decision(_status(look, base, held), objects=_standing(look), deletions=deletions)
+
+
+def _how_to_go_on(progress: Progress | None) -> str:
+    if progress is None or progress.rollback is None or progress.rollback.to_step != progress.step:
+        return HOW_TO_GO_ON
+    back = f"rolled back from step {progress.rollback.from_step} to step {progress.rollback.to_step} and {HOW_TO_GO_ON}"
+    return back.replace("the last checkpoint", "that step")
 
 
 def _run(look: Look, end: AttemptEnd | None) -> Decision:

@@ -236,7 +236,7 @@ REFUSED = {
         noisy({"grpo": {"normalizeByStd": True}}, referenceKl={"coefficient": 0.01, "placement": "reward", "estimator": "k1"}),
         "referenceKl.placement to loss",
     ),
-    "a violation that is not provided for": ("spec.integrity", {"onViolation": "Rollback"}, "Warn"),
+    "a violation that is not provided for": ("spec.integrity", {"onViolation": "Stop"}, "Warn"),
     "an amount in words": ("spec.rollouts.pod", {"resources": {"limits": {"memory": "4 GB"}}}, "of the form"),
     "a Secret's name in capitals": ("spec.storage.credentialsSecret", {"name": "S3"}, "of the form"),
     "a wish that is no truth value": ("spec.suspend", "yes", "true or false"),

@@ -15,16 +15,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_api.wire import CanaryTag, CanaryVerdict, Verdict, VerdictStatus
 from rlvr_trainer import telemetry
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.metrics_log import read_steps
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.rollout import Rollout, RolloutGroup, VersionSpan
+from rlvr_trainer.run import UntrustworthyRewardError
 from rlvr_trainer.stages import STAGES
-from rlvr_trainer.storage.checkpoint_reader import latest_manifest, load_latest
+from rlvr_trainer.storage.checkpoint_reader import committed_steps, latest_manifest, load_latest
 from rlvr_trainer.storage.layout import StageKeys
-from rlvr_trainer.storage.records import read_records
+from rlvr_trainer.storage.records import CommittedRecord, check_chain, read_history, read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,10 +80,10 @@ GOVERNED = {"maxStaleness": 0, "governor": {"maxKl": 0.02, "pauseKl": 5.0, "heal
 TRACES = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(6)]
 
 
-def make_run(place, model, attempt, *, off_policy, stages, dies_at=None, lora=None):
+def make_run(place, model, attempt, *, off_policy, stages, dies_at=None, lora=None, **spec):
     """An attempt that dies when it publishes version `dies_at`."""
     checkpoint = {"checkpoint": {"everySteps": 4, "keepLast": 1}}
-    job = make_job(place, model, {}, lora=lora, stages=stages, offPolicy=off_policy, learner=checkpoint)
+    job = make_job(place, model, {}, lora=lora, stages=stages, offPolicy=off_policy, learner=checkpoint, **spec)
     engines = Engines(ChatFormat(model, None, 56))
     run = engines.run_of = lone_run.make_run(job, place, model, attempt, engines)
     aborted = run.aborted = []
@@ -229,3 +230,78 @@ def test_a_resumed_stage_is_held_to_the_same_reference(make_place, models, tmp_p
     assert found[0] == found[1]
     assert (found[0][0] < 1e-9) == (reference == "stageStart")
     assert found[0][-1] > 1e-6
+
+
+ROLLING_BACK = {
+    "off_policy": {"maxStaleness": 0}, "stages": [climb(steps=8)],
+    "integrity": {"windowSteps": 2, "onViolation": "Rollback", "canaryRate": 1.0},
+}  # fmt: skip
+EXPLOITED = CanaryVerdict(environment="sums", tag=CanaryTag.EXPLOIT, probe="question-echo", kept=False)
+
+
+def exploit_at_step(run, number):
+    """The canaries of one step show that an exploit is paid."""
+    steps = itertools.count(1)
+    run.runner.verifiers = SimpleNamespace(take_canaries=lambda: (EXPLOITED,) if next(steps) == number else ())
+
+
+def rolled_back(place, models):
+    """A first attempt that finds an exploit in step 7: the window is steps 6 and 7, and the checkpoint before them is of step 4."""
+    run = make_run(place, models, 1, **ROLLING_BACK)
+    exploit_at_step(run, 7)
+    with pytest.raises(UntrustworthyRewardError, match=r"rolled back from step 7 to step 4 by .*exploits: question-echo.*--branch 0"):
+        execute(run)
+    return run
+
+
+def test_a_stage_whose_reward_cannot_be_believed_goes_back_and_on_from_there(make_place, models):
+    place = make_place()
+    before = rolled_back(place, models)
+    shown = before.board.snapshot()
+    assert (shown.step, shown.checkpoint_step) == (4, 4)
+    assert (shown.rollback.number, shown.rollback.from_step, shown.rollback.to_step) == (1, 7, 4)
+    trunk, branch = StageKeys(0, "climb"), StageKeys(0, "climb", 1)
+    assert committed_steps(before.store, trunk) == (4, 7)
+    assert [step.step for step in read_steps(before.store)] == [1, 2, 3, 4]
+
+    after = make_run(place, models, 2, **ROLLING_BACK)
+    weights = execute(after)
+    assert committed_steps(after.store, trunk) == (4, 7), "what was taken back stays"
+    assert committed_steps(after.store, branch)[-1] == 8
+    assert [(step.step, step.branch) for step in read_steps(after.store)] == [(step, int(step > 4)) for step in range(1, 9)]
+    assert after.board.snapshot().rollback == shown.rollback
+    assert after.versions.current > before.versions.current + 4, "no version is given out twice"
+
+    history = read_history(after.store, trunk)
+    check_chain(history)
+    consumed = [index for item in history if isinstance(item, CommittedRecord) for index in item.record.groups]
+    discarded = {discard.index: discard.reason for item in history for discard in item.record.discarded}
+    assert sorted([*consumed, *discarded]) == list(range(history[-1].record.cursor)), "every index is one thing"
+    assert set(discarded.values()) == {"rolledBack"}
+    taken_back = [index for item in read_records(after.store, trunk) if item.record.step > 4 for index in item.record.groups]
+    assert set(taken_back) <= set(discarded)
+
+    # A run that dies after its rollback ends with the same weights.
+    place = make_place()
+    dead = rolled_back(place, models)
+    with pytest.raises(KilledError):
+        execute(make_run(place, models, 2, dies_at=dead.versions.current + 3, **ROLLING_BACK))
+    assert same(execute(make_run(place, models, 3, **ROLLING_BACK)), weights)
+
+
+def test_a_violation_in_the_first_window_begins_the_stage_anew(make_place, models):
+    place = make_place()
+    run = make_run(place, models, 1, **ROLLING_BACK)
+    exploit_at_step(run, 2)
+    with pytest.raises(UntrustworthyRewardError, match="rolled back from step 2 to step 0 by"):
+        execute(run)
+    again = make_run(place, models, 2, **ROLLING_BACK)
+    exploit_at_step(again, 6)
+    with pytest.raises(UntrustworthyRewardError, match="rolled back from step 6 to step 4 by"):
+        execute(again)
+    assert again.board.snapshot().rollback.number == 2
+    last = make_run(place, models, 3, **ROLLING_BACK)
+    execute(last)
+    history = read_history(last.store, StageKeys(0, "climb"))
+    assert [item.record.step for item in history if isinstance(item, CommittedRecord)] == list(range(1, 9))
+    assert check_chain(history).branch == 2

@@ -171,6 +171,17 @@ def test_pause_raises_with_the_way_on_and_warn_warns_once(caplog):
     assert sum("cannot be believed" in record.message for record in caplog.records) == 2, "once for each monitor"
 
 
+@pytest.mark.parametrize(("on_violation", "rolls_back"), [("Warn", False), ("Pause", False), ("Rollback", True)])
+def test_only_rollback_takes_steps_back(on_violation, rolls_back):
+    monitor = RewardMonitor(spec(on_violation))
+    for evidence in steps(*[HACKED] * 4):
+        monitor.add(evidence)
+    assert (monitor.rolls_back, monitor.steps) == (rolls_back, 4)
+    if on_violation != "Warn":
+        with pytest.raises(UntrustworthyRewardError):
+            monitor.enforce()
+
+
 def test_a_resumed_attempt_finds_what_the_one_before_found():
     before, after = RewardMonitor(spec("Pause")), RewardMonitor(spec("Pause"))
     for evidence in steps(*[HACKED] * 4):

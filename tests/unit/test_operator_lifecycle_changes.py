@@ -106,10 +106,10 @@ def test_an_upgrade_of_the_operator_changes_no_image_of_a_running_attempt(runnin
 # a reward that cannot be believed
 
 
-def distrusted(world):
+def distrusted(world, **progress):
     """The learner pauses the job, as `integrity.onViolation: Pause` has it."""
     trust = {"status": "False", "reason": "HackRateExceeded", "message": "environment sums pays wrong answers in 9 % of the rollouts"}
-    world.progress = world.progress_at(7, reward_trust=trust)
+    world.progress = world.progress_at(7, reward_trust=trust, **progress)
     world.cluster.end(world.learner(), ExitCode.UNTRUSTWORTHY)
     world.settle()
 
@@ -127,6 +127,12 @@ def test_a_paused_job_frees_its_engines_and_says_why_and_how_to_go_on(running):
         assert part in status.message
     trust = running.condition(ConditionType.REWARD_TRUSTWORTHY)
     assert (trust.status, trust.reason, trust.message) == ("False", Reason.HACK_RATE_EXCEEDED, running.progress.reward_trust.message)
+
+
+def test_a_job_that_was_rolled_back_says_where_to(running):
+    distrusted(running, rollback={"number": 1, "fromStep": 31, "toStep": 7})
+    assert "rolled back from step 31 to step 7 and paused by" in running.status.message
+    assert "to go on from that step; found: environment sums" in running.status.message
 
 
 def test_a_paused_job_goes_on_when_its_spec_is_changed_and_not_before(running):

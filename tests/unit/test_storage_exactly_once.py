@@ -21,14 +21,15 @@ from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.storage.attempts import claim_attempt, newest_attempt
 from rlvr_trainer.storage.checkpoint import CheckpointWriter
-from rlvr_trainer.storage.checkpoint_reader import committed_steps, latest_manifest, load_checkpoint, prune, read_manifest
+from rlvr_trainer.storage.checkpoint_reader import committed_places, latest_manifest, load_checkpoint, prune, read_manifest
 from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.documents import Discard
-from rlvr_trainer.storage.errors import SupersededError
+from rlvr_trainer.storage.errors import RolledBackError, SupersededError
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointState
-from rlvr_trainer.storage.records import RecordLog, StepRecord, check_chain, read_records
-from rlvr_trainer.storage.resume import plan_resume
+from rlvr_trainer.storage.records import CommittedRecord, RecordLog, StepRecord, check_chain, read_history
+from rlvr_trainer.storage.resume import plan_resume, plan_rollback
+from rlvr_trainer.storage.rollback import ROLLED_BACK, RollbackRecord, newest_branch, read_rollbacks
 from rlvr_trainer.storage.rollouts import read_groups, write_groups
 
 STAGE = StageKeys(0, "climb")
@@ -129,11 +130,12 @@ class Learner:
         self.store = ObjectStore(self.client, "bucket", "runs/job")
         self.attempt = attempt
         self.claim = claim_attempt(self.store, attempt)
-        self.log = RecordLog(self.store, STAGE, self.claim)
+        self.keys = newest_branch(self.store, STAGE)
+        self.log = RecordLog(self.store, self.keys, self.claim)
         self.log.read_all()
-        self.writer = CheckpointWriter(self.store, STAGE, self.claim, shard_bytes=16)
+        self.writer = CheckpointWriter(self.store, self.keys, self.claim, shard_bytes=16)
         manifest = latest_manifest(self.store, STAGE)
-        plan = plan_resume(manifest, read_records(self.store, STAGE))
+        plan = plan_resume(manifest, read_history(self.store, STAGE))
         assert plan.head == self.log.head
         self.pending = {admission.index: admission for admission in plan.pending}
         self.discarded, self.cursor, self.version = list(plan.discarded), plan.cursor, plan.next_weight_version
@@ -167,16 +169,32 @@ class Learner:
             return
         groups = [self.finished.pop(index) for index in list(self.finished)[:BATCH]]
         step = self.log.head.step + 1
-        blob = write_groups(self.store, STAGE.rollouts(step, self.attempt), groups)
+        blob = write_groups(self.store, self.keys.rollouts(step, self.attempt), groups)
         for group in groups:
             del self.pending[group.admission.index]
         discarded, self.discarded = self.discarded, []
         indices = [group.admission.index for group in groups]
         record = StepRecord(
             stage="climb", step=step, attempt=self.attempt, groups=indices, rollouts=[blob], discarded=discarded,
-            pending=tuple(self.pending.values()), cursor=self.cursor, accepted=0, weight_version=self.version, time=NOW,
+            pending=tuple(self.pending.values()), cursor=self.cursor, accepted=step * BATCH + len(self.pending),
+            weight_version=self.version, time=NOW,
         )  # fmt: skip
         self._train(self.log.commit(record))
+
+    def roll_back(self, window):
+        """As `stages/rollback.py`; the attempt ends with it."""
+        before = [place for place in committed_places(self.store, STAGE) if place[1] <= self.log.head.step - window]
+        to_keys, to_step = before[-1] if before else (STAGE, 0)
+        plan = plan_rollback(read_history(self.store, STAGE), to_keys.branch, to_step)
+        self.log.roll_back(
+            RollbackRecord(
+                stage="climb", branch=self.keys.branch + 1, attempt=self.attempt, from_step=self.log.head.step, to_step=to_step,
+                to_branch=to_keys.branch, kept=plan.kept.sha256, previous=self.log.head.sha256, discarded=plan.discarded,
+                cursor=plan.cursor, accepted=plan.accepted, next_weight_version=max(plan.next_weight_version, self.version), reason="x",
+                message="x", time=NOW,
+            )
+        )  # fmt: skip
+        return to_step, plan
 
     def checkpoint(self, keep_last):
         state = CheckpointState(
@@ -189,7 +207,7 @@ class Learner:
         for outcome in self.writer.take_outcomes():
             if outcome.error is not None:
                 raise outcome.error
-        prune(self.store, STAGE, keep_last, self.attempt)
+        prune(self.store, self.keys, keep_last, self.attempt)
 
     def _train(self, record):
         groups = [group for blob in record.rollouts for group in read_groups(self.store, blob)]
@@ -204,7 +222,7 @@ class Crashes(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
-        self.objects, self.seen, self.weights = {}, [], [torch.zeros(32, dtype=torch.uint8)]
+        self.objects, self.seen = {}, {}
         self.reader = ObjectStore(FakeClient(self.objects), "bucket", "runs/job")
         self.learner, self.zombies = Learner(self.objects, 1), []
 
@@ -234,6 +252,28 @@ class Crashes(RuleBasedStateMachine):
         self._survive(lambda: self.learner.checkpoint(keep_last))
         if kill:
             self.kill()
+
+    @precondition(lambda self: self.learner.log.head.step)
+    @rule(window=st.integers(1, 4))
+    def roll_back(self, window):
+        """The reward cannot be believed: the last steps are taken back, or the attempt dies on the way."""
+        branches = len(read_rollbacks(self.reader, STAGE))
+        consumed = {index for item in self._records() for index in item.record.groups}
+        try:
+            to_step, plan = self.learner.roll_back(window)
+        except (KilledError, SupersededError, RolledBackError):
+            to_step = None
+        self.learner.client.dead = True
+        self._take_over()
+        if to_step is None:
+            assert len(read_rollbacks(self.reader, STAGE)) in (branches, branches + 1)
+            return
+        kept = {index for item in self._records() for index in item.record.groups}
+        reasons = {discard.index: discard.reason for discard in plan.discarded}
+        assert (len(read_rollbacks(self.reader, STAGE)), self.learner.step) == (branches + 1, to_step)
+        assert kept <= consumed
+        assert all(reasons[index] == ROLLED_BACK for index in consumed - kept)
+        assert not self.learner.pending
 
     @rule(requests=st.integers(0, 12), after_effect=st.booleans())
     def light_a_fuse(self, requests, after_effect):
@@ -266,7 +306,7 @@ class Crashes(RuleBasedStateMachine):
         try:
             old.consume()
             old.checkpoint(2)
-        except (SupersededError, KilledError):
+        except (SupersededError, KilledError, RolledBackError):
             old.client.dead = True
         old.client.before_commit = None
         if old is not self.learner and not old.client.dead:
@@ -285,7 +325,7 @@ class Crashes(RuleBasedStateMachine):
             zombie.finish(0)
             committed = len(zombie.finished) >= BATCH
             zombie.consume()
-        except (SupersededError, KilledError):
+        except (SupersededError, KilledError, RolledBackError):
             committed = False
             self.zombies.remove(zombie)  # now it knows, and ends
         assert not committed, "an old attempt committed a record long after a new one had claimed"
@@ -293,31 +333,35 @@ class Crashes(RuleBasedStateMachine):
 
     @invariant()
     def earlier_records_never_change(self):
-        now = [self.objects[key] for key in sorted(self.objects) if "/records/" in key]
-        assert now[: len(self.seen)] == self.seen
+        now = {key: content for key, content in self.objects.items() if "/records/" in key or key.endswith("ROLLBACK.json")}
+        assert {key: now[key] for key in self.seen} == self.seen
         self.seen = now
 
     @invariant()
     def every_index_is_exactly_one_thing(self):
-        committed = read_records(self.reader, STAGE)
+        committed = read_history(self.reader, STAGE)
         check_chain(committed)
         if not committed:
             return
         records = [item.record for item in committed]
-        consumed = Counter(index for record in records for index in record.groups)
+        consumed = Counter(index for item in self._records() for index in item.record.groups)
         discarded = Counter(discard.index for record in records for discard in record.discarded)
         pending = Counter(admission.index for admission in records[-1].pending)
         assert consumed + discarded + pending == Counter(range(records[-1].cursor))
 
     @invariant()
     def checkpoints_and_learner_hold_what_the_records_say(self):
-        for item in read_records(self.reader, STAGE)[len(self.weights) - 1 :]:
+        weights = [torch.zeros(32, dtype=torch.uint8)]
+        for item in self._records():
             groups = [group for blob in item.record.rollouts for group in read_groups(self.reader, blob)]
-            self.weights.append(torch.tensor(list(train(self.weights[-1], groups)), dtype=torch.uint8))
-        for step in committed_steps(self.reader, STAGE):
-            loaded = load_checkpoint(self.reader, read_manifest(self.reader, STAGE, step))
-            assert torch.equal(loaded.tensors["weights"], self.weights[step])
-        assert torch.equal(self.learner.weights, self.weights[self.learner.step])
+            weights.append(torch.tensor(list(train(weights[-1], groups)), dtype=torch.uint8))
+        for keys, step in committed_places(self.reader, STAGE):
+            loaded = load_checkpoint(self.reader, read_manifest(self.reader, keys, step))
+            assert torch.equal(loaded.tensors["weights"], weights[step])
+        assert torch.equal(self.learner.weights, weights[self.learner.step])
+
+    def _records(self):
+        return [item for item in read_history(self.reader, STAGE) if isinstance(item, CommittedRecord)]
 
     def teardown(self):
         if hasattr(self, "learner"):
@@ -343,7 +387,7 @@ class Crashes(RuleBasedStateMachine):
         """A supervisor: whatever ends the learner, the next attempt goes on."""
         try:
             act()
-        except (KilledError, SupersededError):
+        except (KilledError, SupersededError, RolledBackError):
             self.learner.client.dead = True
             self._take_over()
 

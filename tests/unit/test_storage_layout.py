@@ -29,6 +29,19 @@ def test_order_of_keys_is_order_of_steps_and_parsing_inverts(one, other, attempt
     assert StageKeys.parse(STAGE.record(one)) == STAGE
 
 
+def test_a_branch_has_a_folder_of_its_own_that_sorts_after_the_one_before():
+    branch = StageKeys(3, "climb", 2)
+    assert branch.rollback == "03-climb_02/ROLLBACK.json"
+    assert branch.record(1) == "03-climb_02/records/00000001.json"
+    assert StageKeys.parse(branch.record(1)) == branch
+    assert branch.trunk == STAGE
+    assert STAGE.record(99) < branch.record(1) < StageKeys(4, "a").record(1)
+    assert STAGE < branch < StageKeys(4, "a")
+    assert branch.model == STAGE.model
+    assert STAGE.record_step(branch.record(1)) is None
+    assert StageKeys.parse("03-climb_1/records/00000001.json") is None
+
+
 @pytest.mark.parametrize(
     "key", ["03-climb/records/12.json", "04-climb/records/00000012.json", "03-climb/records/00000012.json.bak", "records/00000012.json"]
 )

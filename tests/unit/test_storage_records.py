@@ -67,7 +67,7 @@ def test_json_round_trip():
     ],
 )
 def test_a_record_that_loses_or_doubles_an_index_is_refused(changed, fault):
-    head = ChainHead.after(TWO[0])
+    head = ChainHead().then(TWO[0])
     check_partition(head, TWO[1].record)
     with pytest.raises(ValueError, match=fault):
         check_partition(head, changed)

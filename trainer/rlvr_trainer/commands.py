@@ -40,6 +40,7 @@ def _configure_rollouts(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--step", type=_natural, required=True, help="optimizer step, from 1")
     parser.add_argument("--stage", help="name of the stage, where several have this step")
+    parser.add_argument("--branch", type=_natural, metavar="N", help="as the run was before its rollback N + 1; default as it is now")
     parser.add_argument("--group", type=_natural, metavar="INDEX", help="only this group")
     parser.add_argument("--status", choices=[status.value for status in VerdictStatus], help="only rollouts with this verdict")
     parser.add_argument("--limit", type=_natural, help=f"at most so many rollouts; default {DEFAULT_LIMIT}, with --json all")
@@ -56,7 +57,7 @@ def _run_rollouts(arguments: argparse.Namespace) -> int:
 
     try:
         with open_run(arguments.run, arguments.runs_dir, arguments.endpoint) as source:
-            step = read_step(source, arguments.step, arguments.stage)
+            step = read_step(source, arguments.step, arguments.stage, arguments.branch)
     except StorageError as error:
         raise UserError(str(error)) from error
     views = select(step, arguments.group, arguments.status, None)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlvr_trainer.context import BadInputError, RunContext
 from rlvr_trainer.storage.attempts import AttemptClaim
-from rlvr_trainer.storage.checkpoint_reader import committed_steps, latest_manifest, load_checkpoint
+from rlvr_trainer.storage.checkpoint_reader import committed_steps, latest_place, load_checkpoint
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.storage.documents import Sha256, StoredDocument, first_fault
 from rlvr_trainer.storage.errors import AlreadyExistsError, CorruptObjectError, ObjectMissingError, StorageError
@@ -114,9 +114,9 @@ def find_checkpoint(uri: str, settings: S3Settings) -> ForkRecord:
     place = CheckpointPlace.parse(uri)
     store = ObjectStore.open(place.job, settings)
     if place.stage is None:
-        stages = {stage for key in store.list() if (stage := StageKeys.parse(key)) is not None}
-        found = latest_manifest(store, stages)
-        step = None if found is None else (StageKeys(found.stage_index, found.stage), found.step)
+        step = latest_place(store, {stage.trunk for key in store.list() if (stage := StageKeys.parse(key)) is not None})
+    elif place.step is None and not place.stage.branch:
+        step = latest_place(store, place.stage)
     else:
         steps = committed_steps(store, place.stage)
         wanted = place.step if place.step in steps else steps[-1] if steps and place.step is None else None

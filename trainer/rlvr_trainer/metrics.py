@@ -93,6 +93,8 @@ class StepMetrics(StoredDocument):
     """Name of the stage."""
     stage_index: Count = 0
     """Its index in the spec."""
+    branch: Count = 0
+    """Rollbacks of the stage before it."""
     step: Count
     """Optimizer step: of the stage or of the whole job, as long as the run keeps to one of them."""
     attempt: Count
@@ -242,6 +244,8 @@ class EvaluationResult(StoredDocument):
     """Name of the stage."""
     stage_index: Count = 0
     """Its index in the spec."""
+    branch: Count = 0
+    """Rollbacks of the stage before it."""
     step: Count
     """Optimizer steps taken before it, counted as `StepMetrics.step`."""
     attempt: Count = 0

@@ -30,6 +30,7 @@ from rlvr_trainer.metrics import (
 )
 from rlvr_trainer.storage.errors import StorageError
 from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.rollback import Reader, segments
 
 __all__ = [
     "EvaluationCell", "EvaluationResult", "MetricsLog", "MetricsUnreadableError", "PairedDifference", "Phase", "StepMetrics",
@@ -50,18 +51,6 @@ DocumentT = TypeVar("DocumentT", StepMetrics, EvaluationResult)
 
 class MetricsUnreadableError(ValueError):
     """A record in the store is not one that this version wrote; the message names the object."""
-
-
-class ReadableStore(Protocol):
-    """What reading needs of an object store."""
-
-    def get(self, key: str) -> bytes:
-        """All bytes of an object."""
-        ...
-
-    def list(self, prefix: str = "") -> Sequence[str]:
-        """Keys that begin with `prefix`."""
-        ...
 
 
 class WritableStore(Protocol):
@@ -143,20 +132,30 @@ class MetricsLog:
 def key_of(record: StepMetrics | EvaluationResult) -> str:
     """Key of a record below the job's prefix; keys sort by stage, step and attempt."""
     kind = STEPS if isinstance(record, StepMetrics) else EVALUATIONS
-    return f"{kind}{record.stage_index:02d}-{record.stage}/{record.step:08d}/{record.attempt:06d}.json"
+    folder = StageKeys(record.stage_index, record.stage, record.branch).folder
+    return f"{kind}{folder}/{record.step:08d}/{record.attempt:06d}.json"
 
 
-def measured_steps(store: ReadableStore, stage: StageKeys) -> frozenset[int]:
-    """Steps of a stage that have a record, of any attempt."""
-    return frozenset(_position(key)[1] for key in store.list(f"{STEPS}{stage.folder}/"))
+def measured_steps(store: Reader, stage: StageKeys) -> frozenset[int]:
+    """Steps of a stage that count and have a record, of any attempt."""
+    return _known_steps(store, STEPS, stage)
 
 
-def evaluated_steps(store: ReadableStore, stage: StageKeys) -> frozenset[int]:
-    """Steps of a stage after which an evaluation was made, by any attempt."""
-    return frozenset(_position(key)[1] for key in store.list(f"{EVALUATIONS}{stage.folder}/"))
+def evaluated_steps(store: Reader, stage: StageKeys) -> frozenset[int]:
+    """Steps of a stage that count and after which an evaluation was made, by any attempt."""
+    return _known_steps(store, EVALUATIONS, stage)
 
 
-def read_steps(store: ReadableStore) -> list[StepMetrics]:
+def _known_steps(store: Reader, kind: str, stage: StageKeys) -> frozenset[int]:
+    return frozenset(
+        step
+        for segment in segments(store, stage)
+        for key in store.list(f"{kind}{segment.keys.folder}/")
+        if segment.holds(step := _position(key)[1])
+    )
+
+
+def read_steps(store: Reader) -> list[StepMetrics]:
     """Every step of the run once, in order: the record of the last attempt that took it.
 
     Raises:
@@ -165,7 +164,7 @@ def read_steps(store: ReadableStore) -> list[StepMetrics]:
     return _read(store, STEPS, StepMetrics)
 
 
-def read_evaluations(store: ReadableStore) -> list[EvaluationResult]:
+def read_evaluations(store: Reader) -> list[EvaluationResult]:
     """Every evaluation of the run once, in order: that of the last attempt that made it.
 
     Raises:
@@ -174,16 +173,34 @@ def read_evaluations(store: ReadableStore) -> list[EvaluationResult]:
     return _read(store, EVALUATIONS, EvaluationResult)
 
 
-def _read(store: ReadableStore, prefix: str, document: type[DocumentT]) -> list[DocumentT]:
+def _read(store: Reader, prefix: str, document: type[DocumentT]) -> list[DocumentT]:
+    found = store.list(prefix)
+    strange = next((key for key in found if re.fullmatch(r".+/\d+\.json", key) is None), None)
+    if strange is not None:
+        raise MetricsUnreadableError(f"{strange} is no metrics record; move it away")
     newest: dict[str, tuple[int, str]] = {}
-    for key in store.list(prefix):
-        match = re.fullmatch(r"(.+)/(\d+)\.json", key)
-        if match is None:
-            raise MetricsUnreadableError(f"{key} is no metrics record; move it away")
-        newest[match[1]] = max(newest.get(match[1], (-1, "")), (int(match[2]), key))
+    for key in _counting(store, found):
+        folder, _, attempt = key.removesuffix(".json").rpartition("/")
+        newest[folder] = max(newest.get(folder, (-1, "")), (int(attempt), key))
     keys = sorted((key for _, key in newest.values()), key=_position)
     with ThreadPoolExecutor(READ_CONCURRENCY, thread_name_prefix="metrics-read") as pool:
         return list(pool.map(lambda key: _parse(key, store.get(key), document), keys))
+
+
+def _counting(store: Reader, keys: Sequence[str]) -> list[str]:
+    """Keys of steps that no rollback has taken back."""
+    found = {key: StageKeys.parse(key.split("/", 2)[2]) for key in keys if key.count("/") > 2}
+    counting = {
+        segment.keys: segment
+        for trunk in {stage.trunk for stage in found.values() if stage is not None}
+        for segment in segments(store, trunk)
+    }
+
+    def counts(key: str) -> bool:
+        stage = found.get(key)
+        return stage is None or (stage in counting and counting[stage].holds(_position(key)[1]))
+
+    return [key for key in keys if counts(key)]
 
 
 def _parse(key: str, content: bytes, document: type[DocumentT]) -> DocumentT:

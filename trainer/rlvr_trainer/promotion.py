@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from rlvr_api.stages import Promotion, Stage
 from rlvr_trainer.context import BadInputError
 from rlvr_trainer.metrics import EvaluationResult
-from rlvr_trainer.metrics_log import ReadableStore, read_evaluations
+from rlvr_trainer.metrics_log import read_evaluations
+from rlvr_trainer.storage.rollback import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def is_reached(gate: Promotion, result: EvaluationResult) -> bool:
     return lower is not None and lower >= gate.at_least
 
 
-def check_promotion(stage: Stage, results: Mapping[str, EvaluationResult], store: ReadableStore) -> None:
+def check_promotion(stage: Stage, results: Mapping[str, EvaluationResult], store: Reader) -> None:
     """Let a finished stage pass its gate, if it has one.
 
     Args:

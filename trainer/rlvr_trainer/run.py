@@ -186,7 +186,7 @@ class Run:
             time=datetime.now(UTC),
             attempt=attempt,
             ks=ks,
-        )
+        ).model_copy(update={"branch": keys.branch})
         self.metrics.write(result)
         self.results[keys.name] = result
         self.board.update(held_out_pass_rate=result.pass_rate(), message="")

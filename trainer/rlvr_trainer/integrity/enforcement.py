@@ -29,6 +29,16 @@ class RewardMonitor:
         """Of the last step."""
         return self._evidence[-1]
 
+    @property
+    def steps(self) -> int:
+        """Steps that the assessment is about: the window, or as many as there are."""
+        return len(self._evidence)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the steps of a violation are to be taken back."""
+        return self._integrity.on_violation == "Rollback"
+
     def restore(self, evidence: Sequence[StepEvidence]) -> None:
         """Begin with the steps that earlier attempts recorded, oldest first."""
         self._evidence = list(evidence)[-self._integrity.window_steps :]
@@ -43,12 +53,12 @@ class RewardMonitor:
             logger.warning("the reward cannot be believed: %s", self.assessment.message)
 
     def enforce(self) -> None:
-        """Pause the job if it asks for that and a bound is broken.
+        """Stop the run if the job asks for that and a bound is broken.
 
         Raises:
             UntrustworthyRewardError: it is.
         """
-        if self.assessment.is_violated and self._integrity.on_violation == "Pause":
+        if self.assessment.is_violated and self._integrity.on_violation != "Warn":
             raise UntrustworthyRewardError(
                 f"paused by integrity.onViolation, since the reward cannot be believed: {self.assessment.message}. Look at the report and "
                 "at `rlvr rollouts`; mend the environment in a new job, or set integrity.onViolation to Warn to go on from the checkpoint"

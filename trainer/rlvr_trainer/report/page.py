@@ -71,6 +71,7 @@ def render(data: RunData, generated: datetime) -> str:
         pass_at=pass_at_table(data.evaluations),
         learning=learning_figures(data),
         trust=trust_section(data),
+        rollbacks=list(rollback_lines(data)),
         diagnostics=diagnostic_figures(data),
         timing=time_figures(data),
         bottleneck=timing and (PART_WORDS[timing[0]], timing[1][timing[0]]),
@@ -102,6 +103,15 @@ def failure(data: RunData) -> str:
     """Why the run failed, in the runtime's words; empty when it did not."""
     conditions = data.status.conditions if data.status is not None else ()
     return next((item.message for item in conditions if item.type is ConditionType.FAILED and item.status == "True"), "")
+
+
+def rollback_lines(data: RunData) -> Iterator[str]:
+    """What was taken back, and why; steps are those of the stage."""
+    for record in data.rollbacks:
+        yield (
+            f"Stage {record.stage} was rolled back from step {record.from_step} to step {record.to_step} on "
+            f"{record.time:%Y-%m-%d %H:%M} UTC: {record.message}"
+        )
 
 
 def key_facts(data: RunData) -> Iterator[tuple[str, str]]:

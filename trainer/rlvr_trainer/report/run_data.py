@@ -16,6 +16,7 @@ from rlvr_trainer.metrics_log import read_evaluations, read_steps
 from rlvr_trainer.report.records import RolloutView, StepRollouts, load_step, recorded_steps, stages_of
 from rlvr_trainer.report.source import RunSource
 from rlvr_trainer.storage.lineage import Lineage
+from rlvr_trainer.storage.rollback import RollbackRecord, read_rollbacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class RunData:
     status: RLVRJobStatus | None = None
     lineage: Lineage | None = None
     """Of its newest model or checkpoint; None while there is none."""
+    rollbacks: Sequence[RollbackRecord] = ()
+    """In the order in which they were made."""
 
     @property
     def planned_steps(self) -> int:
@@ -74,7 +77,13 @@ def load_run_data(source: RunSource) -> RunData:
         MetricsUnreadableError: a metrics record is damaged.
     """
     return RunData(
-        source.job, read_steps(source.store), read_evaluations(source.store), tuple(_samples(source)), source.status, _lineage(source)
+        job=source.job,
+        steps=read_steps(source.store),
+        evaluations=read_evaluations(source.store),
+        samples=tuple(_samples(source)),
+        status=source.status,
+        lineage=_lineage(source),
+        rollbacks=tuple(found.record for stage in stages_of(source.job) for found in read_rollbacks(source.store, stage)),
     )
 
 

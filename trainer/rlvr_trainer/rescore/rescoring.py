@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
@@ -25,6 +25,7 @@ from rlvr_trainer.rescore.comparison import Comparer, Comparison, Rescored
 from rlvr_trainer.rescore.service import rescoring_job, serving_verifier
 from rlvr_trainer.rollout import RolloutGroup
 from rlvr_trainer.storage.records import StepRecord, read_records
+from rlvr_trainer.storage.rollback import newest_branch
 from rlvr_trainer.storage.rollouts import read_groups
 
 Places = Sequence[tuple[StepRecord, frozenset[int]]]
@@ -80,7 +81,12 @@ def choose(source: RunSource, choice: Choice) -> Places:
     names = [environment.name for environment in job.spec.environments]
     if choice.environment is not None and choice.environment not in names:
         raise UserError(f"job {job.metadata.name} has no environment '{choice.environment}'; it has {', '.join(names)}")
-    records = [committed.record for stage in stages for committed in read_records(source.store, stage)]
+    records = [
+        committed.record
+        for stage in stages
+        for branch in range(newest_branch(source.store, stage).branch + 1)
+        for committed in read_records(source.store, replace(stage, branch=branch))
+    ]
     every = [
         (place, group)
         for place, record in enumerate(records)

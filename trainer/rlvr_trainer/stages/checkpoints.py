@@ -68,5 +68,6 @@ class StageCheckpoints:
             return
         logger.info("checkpoint of step %d committed in %.1f s", outcome.step, outcome.seconds)
         self._run.board.update(checkpoint_step=self._before + outcome.step)
-        keep = self._run.context.job.spec.learner.checkpoint.keep_last
-        prune(self._run.store, self._keys, keep, self._run.context.attempt)
+        spec = self._run.context.job.spec
+        window = spec.integrity.window_steps if spec.integrity.on_violation == "Rollback" else None
+        prune(self._run.store, self._keys, spec.learner.checkpoint.keep_last, self._run.context.attempt, window)

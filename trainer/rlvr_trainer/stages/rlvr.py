@@ -14,6 +14,7 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from rlvr_api.stages import Rlvr, Stage
+from rlvr_api.status import RollbackProgress
 from rlvr_trainer.collector.collector import Collector
 from rlvr_trainer.collector.curriculum import Curriculum, levels_in
 from rlvr_trainer.collector.diversity import effective_environments, environment_shares
@@ -26,16 +27,18 @@ from rlvr_trainer.metrics import Phase, StepMetrics, seconds_by_part
 from rlvr_trainer.metrics_log import evaluated_steps, measured_steps
 from rlvr_trainer.promotion import is_reached
 from rlvr_trainer.rollout import RolloutGroup
-from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError
+from rlvr_trainer.run import POLL_SECONDS, Run, StopRequestedError, UntrustworthyRewardError
 from rlvr_trainer.stages.checkpoints import StageCheckpoints
 from rlvr_trainer.stages.governing import STATE_KEY, StageGovernor
 from rlvr_trainer.stages.reference import reference_weights
+from rlvr_trainer.stages.rollback import as_error, roll_back
 from rlvr_trainer.storage.checkpoint_reader import LoadedCheckpoint
 from rlvr_trainer.storage.documents import Discard
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointState
-from rlvr_trainer.storage.records import RecordLog, StepRecord, read_records
+from rlvr_trainer.storage.records import RecordLog, StepRecord, read_history
 from rlvr_trainer.storage.resume import ResumePlan, plan_resume
+from rlvr_trainer.storage.rollback import CommittedRollback, RollbackRecord, newest_branch
 from rlvr_trainer.storage.rollouts import read_groups, write_groups
 from rlvr_trainer.telemetry import train_step_span
 from rlvr_trainer.training import timed
@@ -56,7 +59,7 @@ class RlvrStage:
         assert stage.rlvr is not None
         self._run = run
         self._spec: Rlvr = stage.rlvr
-        self._keys = StageKeys(index, stage.name)
+        self._keys = newest_branch(run.store, StageKeys(index, stage.name))
         self._checkpoint = checkpoint
         self._before = steps_before
         self._records = RecordLog(run.store, self._keys, run.claim)
@@ -90,9 +93,11 @@ class RlvrStage:
             while self._step < self._spec.steps and not self._promoted:
                 self._enforce_trust()
                 self._take_step(collector)
-        except StopRequestedError:
+        except StopRequestedError as error:
             self._save(collector, final=False)
             self._checkpoints.finish()
+            if isinstance(error, UntrustworthyRewardError) and self._trust.rolls_back:
+                raise self._roll_back() from error
             raise
         finally:
             if collector is not None:
@@ -104,6 +109,17 @@ class RlvrStage:
         self._show_trust()
         self._trust.enforce()
 
+    def _roll_back(self) -> UntrustworthyRewardError:
+        record = roll_back(self._run, self._keys, self._records, self._trust.assessment, self._trust.steps)
+        step = self._before + record.to_step
+        self._run.board.update(step=step, checkpoint_step=step)
+        self._show_rollback(record)
+        return as_error(record, self._before)
+
+    def _show_rollback(self, record: RollbackRecord) -> None:
+        shown = RollbackProgress(number=record.branch, from_step=self._before + record.from_step, to_step=self._before + record.to_step)
+        self._run.board.update(rollback=shown.model_dump(mode="json", by_alias=True))
+
     def _show_trust(self) -> None:
         self._run.board.update(reward_trust=self._trust.assessment.progress().model_dump(mode="json", by_alias=True))
 
@@ -111,7 +127,11 @@ class RlvrStage:
         """Load the checkpoint and train the recorded steps after it."""
         self._trust.restore([record.evidence for record in self._records.read_all()])
         manifest = self._checkpoint.manifest if self._checkpoint is not None else None
-        plan = plan_resume(manifest, read_records(self._run.store, self._keys))
+        history = read_history(self._run.store, self._keys)
+        plan = plan_resume(manifest, history)
+        for committed in history:
+            if isinstance(committed, CommittedRollback):
+                self._show_rollback(committed.record)
         self._step = plan.loaded_step
         self._run.reserve_versions(plan.next_weight_version)
         if self._checkpoint is not None:
@@ -297,6 +317,7 @@ class RlvrStage:
         return StepMetrics(
             stage=self._keys.name,
             stage_index=self._keys.index,
+            branch=self._keys.branch,
             step=self._step,
             attempt=self._run.context.attempt,
             time=datetime.now(UTC),

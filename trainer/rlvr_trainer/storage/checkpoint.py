@@ -124,6 +124,7 @@ class CheckpointWriter:
         manifest = CheckpointManifest(
             stage=self._stage.name,
             stage_index=self._stage.index,
+            branch=self._stage.branch,
             attempt=self._claim.attempt,
             code_version=running_code().version,
             time=datetime.now(UTC),

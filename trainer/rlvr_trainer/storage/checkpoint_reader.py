@@ -18,6 +18,7 @@ from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.errors import CorruptObjectError, ObjectMissingError
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.manifest import CheckpointManifest, parse_manifest
+from rlvr_trainer.storage.rollback import segments
 from rlvr_trainer.storage.rollouts import read_groups
 from rlvr_trainer.storage.tensor_files import parse_tensors
 
@@ -38,22 +39,35 @@ class LoadedCheckpoint:
 
 
 def committed_steps(store: ObjectStore, stage: StageKeys) -> tuple[int, ...]:
-    """Steps of a stage with a committed checkpoint, ascending."""
+    """Steps of one branch of a stage with a committed checkpoint, ascending."""
     keys = map(stage.checkpoint_key, store.list(stage.checkpoints))
     return tuple(sorted(key.step for key in keys if key is not None and key.attempt is None))
 
 
+def committed_places(store: ObjectStore, stage: StageKeys) -> tuple[tuple[StageKeys, int], ...]:
+    """Branch and step of every committed checkpoint of a stage that counts, oldest first: those that a rollback took back do not."""
+    return tuple(
+        (segment.keys, step) for segment in segments(store, stage) for step in committed_steps(store, segment.keys) if segment.holds(step)
+    )
+
+
+def latest_place(store: ObjectStore, stages: StageKeys | Iterable[StageKeys]) -> tuple[StageKeys, int] | None:
+    """Branch and step of the newest checkpoint of a stage, or of the last of several stages that has one; None when there is none."""
+    for stage in sorted([stages] if isinstance(stages, StageKeys) else stages, reverse=True):
+        places = committed_places(store, stage)
+        if places:
+            return places[-1]
+    return None
+
+
 def latest_manifest(store: ObjectStore, stages: StageKeys | Iterable[StageKeys]) -> CheckpointManifest | None:
-    """The newest committed checkpoint of a stage, or of the last of several stages that has one; None when there is none.
+    """The checkpoint of `latest_place`; None when there is none.
 
     Raises:
         CorruptObjectError: the manifest cannot be read.
     """
-    for stage in sorted([stages] if isinstance(stages, StageKeys) else stages, reverse=True):
-        steps = committed_steps(store, stage)
-        if steps:
-            return read_manifest(store, stage, steps[-1])
-    return None
+    place = latest_place(store, stages)
+    return None if place is None else read_manifest(store, *place)
 
 
 def read_manifest(store: ObjectStore, stage: StageKeys, step: int) -> CheckpointManifest:
@@ -65,7 +79,7 @@ def read_manifest(store: ObjectStore, stage: StageKeys, step: int) -> Checkpoint
     """
     key = stage.manifest(step)
     manifest = parse_manifest(store.get(key), store.uri(key))
-    if (manifest.stage_index, manifest.stage, manifest.step) != (stage.index, stage.name, step):
+    if (manifest.stage_index, manifest.stage, manifest.branch, manifest.step) != (stage.index, stage.name, stage.branch, step):
         raise CorruptObjectError(
             f"{store.uri(key)} is the manifest of step {manifest.step} of stage '{manifest.stage}'; it was moved or changed"
         )
@@ -104,13 +118,13 @@ def load_latest(store: ObjectStore, stages: StageKeys | Sequence[StageKeys], *, 
     """
     corrupt: dict[tuple[StageKeys, int], CorruptObjectError] = {}
     for stage in sorted([stages] if isinstance(stages, StageKeys) else stages, reverse=True):
-        for step in reversed(committed_steps(store, stage)):
+        for place in reversed(committed_places(store, stage)):
             try:
-                loaded = load_checkpoint(store, read_manifest(store, stage, step))
+                loaded = load_checkpoint(store, read_manifest(store, *place))
             except CorruptObjectError as error:
                 if not fall_back:
                     raise
-                corrupt[stage, step] = error
+                corrupt[place] = error
             else:
                 for at in corrupt:
                     _condemn(store, *at)
@@ -120,8 +134,22 @@ def load_latest(store: ObjectStore, stages: StageKeys | Sequence[StageKeys], *, 
     return None
 
 
-def prune(store: ObjectStore, stage: StageKeys, keep_last: int, attempt: int) -> tuple[int, ...]:
-    """Remove all but the newest `keep_last` checkpoints of a stage, and what attempts before `attempt` left unfinished.
+def kept_steps(steps: Sequence[int], keep_last: int, window_steps: int | None = None) -> frozenset[int]:
+    """Checkpoints to keep: the newest, and, for a rollback, one from before the window of the newest step, and the one to follow it.
+
+    Args:
+        steps: with a checkpoint, ascending.
+        window_steps: steps that a rollback must be able to go back over; None: there are no rollbacks.
+    """
+    kept = set(steps[-keep_last:])
+    if window_steps is not None and steps:
+        old = [step for step in steps if step <= steps[-1] - window_steps]
+        kept |= {*old[-1:], *steps[len(old) : len(old) + 1]}
+    return frozenset(kept)
+
+
+def prune(store: ObjectStore, stage: StageKeys, keep_last: int, attempt: int, window_steps: int | None = None) -> tuple[int, ...]:
+    """Remove all checkpoints of a branch but those of `kept_steps`, and what attempts before `attempt` left unfinished.
 
     Manifests go first, so an interrupted prune leaves blobs without a manifest, which the next one removes. Blobs of `attempt` itself are
     never touched unless their manifest went: an upload may be in flight.
@@ -134,7 +162,9 @@ def prune(store: ObjectStore, stage: StageKeys, keep_last: int, attempt: int) ->
     """
     if keep_last < 1:
         raise ValueError(f"keep_last must be at least 1, not {keep_last}: a run without a checkpoint cannot go on")
-    removed = committed_steps(store, stage)[:-keep_last]
+    steps = committed_steps(store, stage)
+    kept = kept_steps(steps, keep_last, window_steps)
+    removed = tuple(step for step in steps if step not in kept)
     store.delete(stage.manifest(step) for step in removed)
     store.delete(_garbage(store, stage, attempt, frozenset(removed)))
     for upload_id, key in store.unfinished_uploads(stage.checkpoints).items():

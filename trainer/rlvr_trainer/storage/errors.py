@@ -72,6 +72,10 @@ class SupersededError(StorageError):
     permanent = True
 
 
+class RolledBackError(StorageError):
+    """An attempt before this one rolled the stage back just before it was fenced off; the next attempt goes on from there."""
+
+
 class CheckpointBusyError(StorageError):
     """The previous checkpoint is still being uploaded."""
 

@@ -11,6 +11,7 @@ Below `<storage.uri>/<job>`:
                           model/<attempt>/<file>,               model/MANIFEST.json
                           rollouts/<step>/<attempt>-teacher.json
                           answers/<index>.json                  dataset/<attempt>/traces.jsonl,        dataset/MANIFEST.json
+    <stage index>-<stage>_<branch>/ROLLBACK.json, and all but the model of what follows a rollback (`rollback.py`)
 
 Numbers are padded with zeros, so that the order of keys is the order of steps. Whatever only one attempt may write without asking
 carries the attempt in its key: a process that was given up for dead can never overwrite its successor's blobs. The keys without an
@@ -23,10 +24,11 @@ from dataclasses import dataclass
 STEP_DIGITS = 8
 ATTEMPT_DIGITS = 6
 PART_DIGITS = 5
+BRANCH_DIGITS = 2
 MANIFEST = "MANIFEST.json"
 ATTEMPTS = "attempts/"
 
-_STAGE = re.compile(r"(\d{2})-([a-z](?:[-a-z0-9]*[a-z0-9])?)")
+_STAGE = re.compile(r"(\d{2})-([a-z](?:[-a-z0-9]*[a-z0-9])?)(?:_(\d{2}))?")
 _CHECKPOINT = re.compile(rf"checkpoints/(\d{{{STEP_DIGITS}}})/(?:(\d{{{ATTEMPT_DIGITS}}})/.+|{re.escape(MANIFEST)})")
 _RECORD = re.compile(rf"records/(\d{{{STEP_DIGITS}}})\.json")
 _ATTEMPT = re.compile(rf"{ATTEMPTS}(\d{{{ATTEMPT_DIGITS}}})\.json")
@@ -54,22 +56,34 @@ class CheckpointKey:
 
 @dataclass(frozen=True, slots=True, order=True)
 class StageKeys:
-    """Keys of one stage; sorts by the stage's place in the job."""
+    """Keys of one stage; sorts by the stage's place in the job, then by branch."""
 
     index: int
     """Position in the job, from 0."""
     name: str
+    branch: int = 0
+    """Rollbacks of the stage before these objects."""
 
     @classmethod
     def parse(cls, key: str) -> "StageKeys | None":
-        """The stage that an object belongs to; None for objects of the job itself."""
+        """The stage and branch that an object belongs to; None for objects of the job itself."""
         found = _STAGE.fullmatch(key.partition("/")[0])
-        return cls(int(found[1]), found[2]) if found else None
+        return cls(int(found[1]), found[2], int(found[3] or 0)) if found else None
+
+    @property
+    def trunk(self) -> "StageKeys":
+        """The stage before any rollback."""
+        return StageKeys(self.index, self.name)
 
     @property
     def folder(self) -> str:
-        """For example `00-climb`."""
-        return f"{self.index:02d}-{self.name}"
+        """For example `00-climb`, and `00-climb_01` after a rollback: an underscore sorts after the slash."""
+        return f"{self.index:02d}-{self.name}" + (f"_{_number(self.branch, BRANCH_DIGITS)}" if self.branch else "")
+
+    @property
+    def rollback(self) -> str:
+        """What begins a branch."""
+        return f"{self.folder}/ROLLBACK.json"
 
     @property
     def records(self) -> str:
@@ -88,8 +102,8 @@ class StageKeys:
 
     @property
     def model(self) -> str:
-        """Folder of the final weights, without a slash at its end."""
-        return f"{self.folder}/model"
+        """Folder of the final weights, without a slash at its end; it is the same after rollbacks."""
+        return f"{self.trunk.folder}/model"
 
     @property
     def model_manifest(self) -> str:

@@ -55,6 +55,8 @@ class CheckpointManifest(StoredDocument):
     """Name of the stage."""
     stage_index: Count
     """Its position in the job, from 0."""
+    branch: Count = 0
+    """Rollbacks of the stage before it."""
     attempt: Count
     """Attempt that committed it."""
     code_version: str

@@ -11,12 +11,14 @@ record partitions exactly the indices that could be in it:
 so by induction every admitted index below `cursor_k` is exactly one of consumed once, discarded with a reason, pending. An admission
 that no record has seen yet does not count: its index is given out again after a crash, and the same index is the same task.
 Steps are numbered from 1: record k is consumed by optimizer step k, and checkpoint k holds the state after it.
+A rollback to step m takes the place of the records after m: it discards what they consumed and what was pending, so the same holds for
+the records that count (`rollback.py`).
 """
 
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import AwareDatetime, JsonValue, ValidationError
 
@@ -25,8 +27,9 @@ from rlvr_trainer.rollout import Admission
 from rlvr_trainer.storage.attempts import AttemptClaim
 from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.documents import Count, Discard, Sha256, StoredBlob, StoredDocument, first_fault
-from rlvr_trainer.storage.errors import AlreadyExistsError, CorruptObjectError, SupersededError
+from rlvr_trainer.storage.errors import AlreadyExistsError, CorruptObjectError, RolledBackError, SupersededError
 from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.rollback import CommittedRollback, RollbackRecord, read_rollbacks, segments
 
 FIRST = "0" * 64
 """What the first record of a stage gives as its predecessor's digest."""
@@ -75,6 +78,10 @@ class CommittedRecord:
     sha256: str
 
 
+Committed = CommittedRecord | CommittedRollback
+"""A link of a chain."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChainHead:
     """Where a chain of records stands: what the next record must fit."""
@@ -83,12 +90,14 @@ class ChainHead:
     sha256: str = FIRST
     cursor: int = 0
     pending: frozenset[int] = frozenset()
+    branch: int = 0
 
-    @classmethod
-    def after(cls, committed: CommittedRecord) -> "ChainHead":
-        """The head once `committed` is the last record."""
-        record = committed.record
-        return cls(record.step, committed.sha256, record.cursor, frozenset(admission.index for admission in record.pending))
+    def then(self, committed: Committed) -> "ChainHead":
+        """The head once `committed` is the last link."""
+        record, pending = committed.record, frozenset(admission.index for admission in committed.record.pending)
+        if isinstance(record, RollbackRecord):
+            return ChainHead(record.to_step, committed.sha256, record.cursor, pending, record.branch)
+        return ChainHead(record.step, committed.sha256, record.cursor, pending, self.branch)
 
 
 def check_partition(head: ChainHead, record: StepRecord) -> None:
@@ -112,22 +121,46 @@ def check_partition(head: ChainHead, record: StepRecord) -> None:
             raise ValueError(f"the record of step {record.step} is wrong: indices {_some(indices)} are {problem}")
 
 
-def check_chain(records: Sequence[CommittedRecord], head: ChainHead | None = None) -> ChainHead:
-    """Whether records continue `head` (default: the start of a stage) without gap, fork or lost index.
+def check_rollback(head: ChainHead, record: RollbackRecord) -> None:
+    """Whether `record` accounts for every index exactly once, given what it goes on from.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    if (record.to_branch, record.to_step, record.kept) != (head.branch, head.step, head.sha256):
+        raise ValueError(f"the rollback to step {record.to_step} goes on from another record of step {head.step} than the stored one")
+    named = [discard.index for discard in record.discarded]
+    wrong = sorted((head.pending | set(range(head.cursor, record.cursor))) ^ set(named))
+    if wrong or len(set(named)) != len(named):
+        indices = _some(wrong or named)
+        raise ValueError(f"the rollback to step {record.to_step} is wrong: indices {indices} are lost, invented or named twice")
+
+
+def check_chain(records: Sequence[Committed], head: ChainHead | None = None) -> ChainHead:
+    """Whether records and rollbacks continue `head` (default: the start of a stage) without gap, fork or lost index.
 
     Returns:
-        The head after the last record.
+        The head after the last one.
 
     Raises:
         ValueError: the first fault.
     """
-    head = head or ChainHead()
+    return chain_heads(records, head)[-1]
+
+
+def chain_heads(records: Sequence[Committed], head: ChainHead | None = None) -> tuple[ChainHead, ...]:
+    """As `check_chain`; the heads before the first, and after each of them."""
+    heads = [head or ChainHead()]
     for committed in records:
-        check_partition(head, committed.record)
-        if committed.record.previous != head.sha256:
-            raise ValueError(f"the record of step {committed.record.step} continues another record of step {head.step} than the stored one")
-        head = ChainHead.after(committed)
-    return head
+        record, head = committed.record, heads[-1]
+        if isinstance(record, RollbackRecord):
+            check_rollback(head, record)
+        else:
+            check_partition(head, record)
+            if record.previous != head.sha256:
+                raise ValueError(f"the record of step {record.step} continues another record of step {head.step} than the stored one")
+        heads.append(head.then(committed))
+    return tuple(heads)
 
 
 class RecordLog:
@@ -139,17 +172,17 @@ class RecordLog:
         """After the last record that this log has read or committed."""
 
     def read_all(self) -> tuple[StepRecord, ...]:
-        """All records of the stage, verified; the next commit continues them.
+        """All records of the stage that count, verified; the next commit continues them.
 
         Raises:
             CorruptObjectError: one is missing, was changed, or loses an index.
         """
-        committed = read_records(self._store, self._stage)
+        committed = read_history(self._store, self._stage)
         try:
             self.head = check_chain(committed)
         except ValueError as error:
             raise CorruptObjectError(f"{self._store.uri(self._stage.records)} is corrupt: {error}; restore what is missing") from error
-        return tuple(item.record for item in committed)
+        return tuple(item.record for item in committed if isinstance(item, CommittedRecord))
 
     def commit(self, record: StepRecord) -> StepRecord:
         """Write the next record, exactly once over all attempts. The groups' Parquet objects must be in the store.
@@ -159,6 +192,7 @@ class RecordLog:
 
         Raises:
             SupersededError: a newer attempt has claimed, or another process has committed this step; `other` is its record then.
+            RolledBackError: an older attempt has rolled the stage back since this one read it.
             ValueError: the record does not continue the chain: a mistake of the caller, and nothing was written.
         """
         record = record.model_copy(update={"previous": self.head.sha256})
@@ -166,8 +200,12 @@ class RecordLog:
             raise ValueError(
                 f"a record of stage {record.stage}, attempt {record.attempt} in the log of {self._stage}, {self._claim.attempt}"
             )
+        if self.head.branch != self._stage.branch:
+            raise ValueError(f"a record in branch {self._stage.branch} of a stage that goes on in branch {self.head.branch}")
         check_partition(self.head, record)
         self._claim.check()
+        if self._next_branch.rollback in self._store.list(self._next_branch.rollback):
+            raise self._rolled_back()
         key = self._stage.record(record.step)
         try:
             blob = self._store.put_if_absent(key, record.to_bytes())
@@ -178,8 +216,44 @@ class RecordLog:
                 f"{record.attempt} may not; read the records and plan anew",
                 other,
             ) from error
-        self.head = ChainHead.after(CommittedRecord(record, blob.sha256))
+        self.head = self.head.then(CommittedRecord(record, blob.sha256))
         return record
+
+    def roll_back(self, record: RollbackRecord) -> RollbackRecord:
+        """Write a rollback, after which this log takes no record: what follows is in another branch, for the next attempt.
+
+        Returns:
+            The rollback as stored.
+
+        Raises:
+            SupersededError: a newer attempt has claimed.
+            RolledBackError: an older one has rolled back.
+            ValueError: it is not of this log's branch or end: a mistake of the caller, and nothing was written.
+        """
+        keys = self._next_branch
+        record = record.model_copy(update={"previous": self.head.sha256})
+        if (record.branch, record.from_step, record.attempt) != (keys.branch, self.head.step, self._claim.attempt):
+            raise ValueError(f"a rollback from step {record.from_step} to branch {record.branch} in a log that is at {self.head}")
+        history = read_history(self._store, self._stage)
+        kept = next(head for head in chain_heads(history) if (head.branch, head.step) == (record.to_branch, record.to_step))
+        check_rollback(kept, record)
+        self._claim.check()
+        try:
+            blob = self._store.put_if_absent(keys.rollback, record.to_bytes())
+        except AlreadyExistsError as error:
+            raise self._rolled_back() from error
+        self.head = kept.then(CommittedRollback(record, blob.sha256))
+        return record
+
+    @property
+    def _next_branch(self) -> StageKeys:
+        return replace(self._stage, branch=self._stage.branch + 1)
+
+    def _rolled_back(self) -> RolledBackError:
+        return RolledBackError(
+            f"{self._store.uri(self._stage.folder)} was rolled back by an earlier attempt; the next attempt goes on from "
+            f"{self._store.uri(self._next_branch.rollback)}"
+        )
 
 
 class RecordConflictError(SupersededError):
@@ -191,8 +265,23 @@ class RecordConflictError(SupersededError):
         """What it committed."""
 
 
+def read_history(store: ObjectStore, stage: StageKeys) -> tuple[Committed, ...]:
+    """The records and rollbacks of a stage that count, in order; `check_chain` verifies them together.
+
+    Raises:
+        CorruptObjectError: as `read_records`, or one is no rollback.
+    """
+    rollbacks = {rollback.record.branch: rollback for rollback in read_rollbacks(store, stage)}
+    found: list[Committed] = []
+    for segment in segments(store, stage):
+        if segment.keys.branch:
+            found.append(rollbacks[segment.keys.branch])
+        found += [committed for committed in read_records(store, segment.keys) if segment.holds(committed.record.step)]
+    return tuple(found)
+
+
 def read_records(store: ObjectStore, stage: StageKeys) -> tuple[CommittedRecord, ...]:
-    """All records of a stage in the order of their steps, each of the right form; `check_chain` verifies them together.
+    """All records of one branch of a stage in the order of their steps, each of the right form; `check_chain` verifies them together.
 
     Raises:
         CorruptObjectError: one has another form, or another step than its key.
