@@ -233,7 +233,7 @@ def test_every_version_reaches_every_engine_which_serves_only_after_its_probe(ri
     assert publisher.state(name).epoch == 1
     swap = [call.split("?")[0] for call in engines[0].calls[-7:]]
     assert swap == [
-        "/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/resume",
+        "/pause", "/start_weight_update", "/reset_prefix_cache", "/update_weights", "/finish_weight_update", "/resume",
         "/inference/v1/generate",
     ]  # fmt: skip
     assert "/pause?mode=keep&clear_cache=false" in engines[0].calls
