@@ -248,7 +248,7 @@ class RlvrStage:
                 attempt=attempt,
                 groups=tuple(group.admission.index for group in batch.groups),
                 rollouts=(blob,),
-                discarded=tuple(Discard(index=index, reason=reason) for index, reason in batch.discarded),
+                discarded=tuple(Discard(index=index, reason=reason) for index, reason in sorted(batch.discarded)),
                 pending=batch.pending,
                 cursor=batch.cursor,
                 accepted=step * self._spec.prompts_per_step + len(batch.pending),
@@ -294,7 +294,7 @@ class RlvrStage:
             accepted=self._step * self._spec.prompts_per_step + len(ledger.pending),
             curriculum=ledger.curriculum,
             pending=ledger.pending,
-            discarded=tuple(Discard(index=index, reason=reason) for index, reason in ledger.discarded),
+            discarded=tuple(Discard(index=index, reason=reason) for index, reason in sorted(ledger.discarded)),
         )
         self._checkpoints.save(self._learner.tensors(), state, self._phases, ledger.finished)
 
