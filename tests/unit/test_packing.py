@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_trainer.packing import Branch, Tree, pack, plan_micro_batches
+from rlvr_trainer.packing import Branch, Tree, pack, plan_micro_batches, plan_rounds
 from rlvr_trainer.tree_attention import PROMPT, Run, attend_trees, plan_attention
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=5)), min_size=1, max_size=6)
@@ -150,3 +150,37 @@ def test_a_plan_moves_with_its_masks():
     moved = plan.to(torch.device("meta"))
     assert [block.mask.device.type for block in moved.blocks] == ["meta"]
     assert moved.depth == plan.depth == 5
+
+
+@given(LENGTHS, st.integers(1, 60), st.integers(1, 5))
+def test_rounds_have_every_tree_once_and_keep_to_the_budget(lengths, budget, processes):
+    trees = make_trees(lengths)
+    rounds = plan_rounds(trees, budget, processes)
+    assert all(len(members) == processes for members in rounds)
+    micro_batches = [members for shares in rounds for members in shares]
+    assert sorted(tree.index for members in micro_batches for tree in members) == [tree.index for tree in trees]
+    sizes = [sum(tree.forward_tokens for tree in members) for members in micro_batches]
+    assert all(size <= budget or len(members) == 1 for size, members in zip(sizes, micro_batches, strict=True))
+    if processes == 1:
+        assert rounds == [[members] for members in plan_micro_batches(trees, budget)]
+    else:
+        assert sizes == sorted(sizes, reverse=True)
+        # Somebody has nothing only where there are fewer trees than micro-batches.
+        assert all(sizes) or len(trees) < len(sizes)
+
+
+def test_processes_share_what_would_fit_one_micro_batch():
+    trees = make_trees([(4, [5, 5]), (4, [9]), (2, [3, 3]), (3, [6])])
+    assert len(plan_micro_batches(trees, 1000)) == 1
+    ((one, other),) = plan_rounds(trees, 1000, 2)
+    assert [tree.index for tree in one] == [0, 3]
+    assert [tree.index for tree in other] == [1, 2]
+
+
+def test_a_micro_batch_of_nothing_is_one_token_without_a_row():
+    packed = pack([], 16)
+    assert packed.token_ids.tolist() == packed.position_ids.tolist() == [0]
+    assert packed.trees == ()
+    for empty in (packed.logit_rows, packed.token_rows, packed.targets, packed.sequences, packed.ages):
+        assert empty.dtype == torch.int64
+        assert not len(empty)

@@ -1,14 +1,18 @@
 """Micro-batches without padding, in which a group's prompt is computed once.
 
-    groups with advantages -> trees -> plan_micro_batches (token budget) -> pack -> tensors for one forward pass
+    groups with advantages -> trees -> plan_rounds (token budget, processes) -> pack -> tensors for one forward pass
 
 A tree is laid out as its prompt and then the completions one after the other, each at the positions that follow the prompt. The prompt's
 last token predicts the first token of every completion, and a completion's last token predicts nothing, so it is not fed to the model.
 Logits are wanted at `logit_rows` only, each row once, although a prompt's last row serves all its completions.
 
+Several processes compute in lockstep: in a round each has one micro-batch, and waits for the slowest. So micro-batches of a round are about
+equally large, and a process for which none is left computes one token and learns nothing from it.
+
 Not covered: splitting one group over micro-batches; a group larger than the budget makes a micro-batch of its own.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +52,10 @@ class Tree:
     def trained_tokens(self) -> int:
         """Completion tokens."""
         return sum(len(branch.token_ids) for branch in self.branches)
+
+
+NOTHING = Tree(-1, (0,), ())
+"""What a process without a share of a round computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +112,65 @@ def plan_micro_batches(trees: Sequence[Tree], tokens_per_micro_batch: int) -> li
     return sorted(ordered, key=lambda members: members[0].index)
 
 
+def plan_rounds(trees: Sequence[Tree], tokens_per_micro_batch: int, processes: int) -> list[list[list[Tree]]]:
+    """Micro-batches by round and process; with one process those of `plan_micro_batches`.
+
+    With several, trees go to as many micro-batches as the budget needs, rounded up to whole rounds: each, largest first, to the emptiest
+    (longest processing time first: at most 4/3 of the best makespan, Graham 1969). Rounds go from large micro-batches to small ones, and
+    the last may have empty ones. Deterministic, so that every process finds the same plan.
+    """
+    fewest = plan_micro_batches(trees, tokens_per_micro_batch)
+    if processes == 1:
+        return [[members] for members in fewest]
+    count = -(-len(fewest) // processes) * processes
+    while not _fits(bins := _spread(trees, count), tokens_per_micro_batch):
+        count += processes
+    bins.sort(key=lambda members: -_forward_tokens(members))  # stable
+    return [bins[start : start + processes] for start in range(0, count, processes)]
+
+
+def _spread(trees: Sequence[Tree], count: int) -> list[list[Tree]]:
+    bins: list[list[Tree]] = [[] for _ in range(count)]
+    emptiest = [(0, number) for number in range(count)]
+    for tree in sorted(trees, key=lambda tree: (-tree.forward_tokens, tree.index)):
+        used, number = heapq.heappop(emptiest)
+        bins[number].append(tree)
+        heapq.heappush(emptiest, (used + tree.forward_tokens, number))
+    return [sorted(members, key=lambda tree: tree.index) for members in bins]
+
+
+def _fits(bins: Sequence[Sequence[Tree]], tokens_per_micro_batch: int) -> bool:
+    return all(len(members) == 1 or _forward_tokens(members) <= tokens_per_micro_batch for members in bins)
+
+
+def _forward_tokens(trees: Sequence[Tree]) -> int:
+    return sum(tree.forward_tokens for tree in trees)
+
+
 def pack(trees: Sequence[Tree], block_tokens: int) -> PackedBatch:
     """The tensors of one micro-batch, on the CPU.
 
     Args:
-        trees: at least one, with at least one completion token among them.
+        trees: with at least one completion token among them; or none, for a token from which nothing is learned.
         block_tokens: for `plan_attention`.
 
     Raises:
         ValueError: a prompt is empty, or a completion has not as many log-probs as tokens.
     """
     layout = _Layout()
-    for tree in trees:
+    for tree in trees or (NOTHING,):
         layout.add(tree)
     return PackedBatch(
         token_ids=torch.tensor(layout.token_ids),
         position_ids=torch.cat([torch.arange(run.start, run.start + run.length) for runs in layout.runs for run in runs]),
         attention=plan_attention(layout.runs, block_tokens),
-        logit_rows=torch.tensor(layout.logit_rows),
-        token_rows=torch.tensor(layout.token_rows),
-        targets=torch.tensor(layout.targets),
+        logit_rows=torch.tensor(layout.logit_rows, dtype=torch.int64),
+        token_rows=torch.tensor(layout.token_rows, dtype=torch.int64),
+        targets=torch.tensor(layout.targets, dtype=torch.int64),
         sampler_logprobs=torch.tensor(layout.sampler_logprobs, dtype=torch.float32),
         advantages=torch.tensor(layout.advantages, dtype=torch.float32),
-        sequences=torch.tensor(layout.sequences),
-        ages=torch.tensor(layout.ages),
+        sequences=torch.tensor(layout.sequences, dtype=torch.int64),
+        ages=torch.tensor(layout.ages, dtype=torch.int64),
         trees=tuple(tree.index for tree in trees),
     )
 
