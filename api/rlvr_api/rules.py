@@ -124,6 +124,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tensorParallel needs as many GPUs: raise gpusPerReplica or lower tensorParallel",
         ),
     ),
+    "Learner": (
+        Rule("self.gpus == 0 || self.gpus == self.processesPerNode", "each process has one GPU: write the same number, or gpus 0"),
+    ),
     "Verifiers": (
         Rule(
             "!has(self.maxReplicas) || self.maxReplicas >= self.replicas",

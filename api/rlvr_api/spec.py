@@ -155,14 +155,17 @@ class Checkpoint(ApiModel):
 
 
 class Learner(ApiModel):
-    """The learner process."""
+    """The learner."""
 
-    gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    """GPUs of the learner; 0 runs it on the CPU."""
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that the model, its gradients and the optimizer are sharded over (FSDP2), in one pod. They give what one process gives, but
+    for rounding, and a checkpoint of any number of them goes on with any other."""
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    """GPUs of the learner, one for each process; 0 runs it on the CPU."""
     cpu_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Compute threads when it runs on the CPU."""
+    """Compute threads of each process when it runs on the CPU."""
     tokens_per_micro_batch: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
-    """Tokens packed into one forward pass. A group that is larger by itself makes a micro-batch of its own."""
+    """Tokens packed into one forward pass of one process. A group that is larger by itself makes a micro-batch of its own."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     checkpoint: Checkpoint = Checkpoint()
@@ -175,6 +178,11 @@ class Learner(ApiModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         refuse_reserved(self.env, "env")
+        if self.gpus not in (0, self.processes_per_node):
+            raise ValueError(
+                f"gpus {self.gpus} and processesPerNode {self.processes_per_node}: each process has one GPU, so write the same number, or "
+                "gpus 0 for the CPU"
+            )
         return self
 
 

@@ -54,6 +54,31 @@ def read(run):
         }
 
 
+def sharded(spec):
+    ordered(spec)
+    spec["learner"]["processesPerNode"] = 2
+
+
+def kill_follower(run):
+    """SIGKILL to the process that the learner has started; waits for the next attempt."""
+    learner = run.parts()["learner"]
+    (follower,) = learner.children()
+    follower.kill()
+    run.wait(lambda: run.parts().get("learner", learner) != learner, "new learner")
+
+
+def test_a_learner_of_two_processes_of_which_one_is_killed_equals_a_learner_of_one(make_run):
+    one, two = (make_run(name, steps=STEPS, change=change) for name, change in (("one", ordered), ("two", sharded)))
+    one.start()
+    one.finish()
+    two.start()
+    two.wait_for_step(5)
+    kill_follower(two)
+    two.finish()
+    assert two.status()["executionAttempt"] == 2
+    compare(read(one), read(two))
+
+
 def test_a_killed_run_equals_an_undisturbed_one(make_run):
     undisturbed, killed = (make_run(name, steps=STEPS, change=ordered) for name in ("undisturbed", "killed"))
     undisturbed.start()
@@ -63,7 +88,11 @@ def test_a_killed_run_equals_an_undisturbed_one(make_run):
         killed.wait_for_step(step)
         killed.kill(name)
     killed.finish()
-    one, other = read(undisturbed), read(killed)
+    compare(read(undisturbed), read(killed))
+
+
+def compare(one, other):
+    """Two runs, of which `one` was not disturbed."""
     for exact in ("records", "tokens", "verdicts", "evaluations"):
         assert other[exact] == one[exact], exact
     assert len(one["records"]) == STEPS

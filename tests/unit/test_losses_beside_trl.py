@@ -12,6 +12,7 @@ from rlvr_api.off_policy import OffPolicy
 from rlvr_api.stages import Rlvr
 from rlvr_trainer.algorithms import LossInputs, make_algorithm
 from rlvr_trainer.correction import off_policy_weights
+from rlvr_trainer.distributed.ranks import ALONE
 from rlvr_trainer.losses import kl_penalty
 from rlvr_trainer.regularization import Regularizer
 
@@ -48,7 +49,7 @@ def test_loss_and_gradient_are_those_of_trl(case):
 def test_the_entropy_bonus_is_scaled_as_trls():
     wanted = THEIRS["results"]["grpo with entropy"]
     logprobs, entropies = TENSORS["logprobs"].clone().requires_grad_(), TENSORS["entropies"].clone().requires_grad_()
-    bonus = Regularizer(SimpleNamespace(device=torch.device("cpu")), Rlvr(steps=1, entropy_bonus=0.01), 1.0, None)
+    bonus = Regularizer(SimpleNamespace(device=torch.device("cpu"), ranks=ALONE), Rlvr(steps=1, entropy_bonus=0.01), 1.0, None)
     inputs = LossInputs(logprobs, TENSORS["old"], TENSORS["sampler"], logprobs, torch.ones(len(SEQUENCES)), SEQUENCES)
     loss = loss_of("grpo", logprobs) + bonus.loss(None, inputs, entropies) / len(SEQUENCES)
     loss.backward()

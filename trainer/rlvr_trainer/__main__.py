@@ -1,4 +1,4 @@
-"""`python -m rlvr_trainer`: the learner of a job, with its collector.
+"""`python -m rlvr_trainer`: the learner of a job, with its collector; of a learner of several processes the lead, which starts the others.
 
     environment -> store -> claim -> parts -> stages, one after the other -> final model
 
@@ -15,6 +15,7 @@ from rlvr_api.process import MAX_LAST_PROGRESS_BYTES, ExitCode
 from rlvr_trainer import telemetry
 from rlvr_trainer.assembly import assemble, open_store, take_over
 from rlvr_trainer.context import BadInputError, RunContext, read_context
+from rlvr_trainer.distributed.lead import open_ranks
 from rlvr_trainer.final_model import export_final_model
 from rlvr_trainer.promotion import check_promotion
 from rlvr_trainer.run import Run, StopRequestedError, UntrustworthyRewardError
@@ -78,7 +79,7 @@ def _run(context: RunContext, stop: threading.Event) -> None:
     claim = take_over(context, store)
     keys = [StageKeys(index, stage.name) for index, stage in enumerate(spec.stages)]
     checkpoint = load_latest(store, keys, fall_back=True)
-    with assemble(context, stop, store, claim, _lineage_of(checkpoint)) as run:
+    with open_ranks(spec, context.model_dir) as ranks, assemble(context, stop, store, claim, _lineage_of(checkpoint), ranks) as run:
         try:
             _run_stages(run, keys, checkpoint)
         except StopRequestedError:

@@ -26,6 +26,7 @@ from rlvr_trainer.collector.episode import EpisodeRunner
 from rlvr_trainer.collector.http import RequestRefusedError
 from rlvr_trainer.collector.verifiers import VerifierClient
 from rlvr_trainer.context import BadInputError, RunContext
+from rlvr_trainer.distributed.ranks import ALONE, Ranks
 from rlvr_trainer.evaluation import plan_evaluation
 from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.fork import begin_with, open_fork
@@ -73,11 +74,14 @@ def open_store(context: RunContext) -> ObjectStore:
 
 
 @contextmanager
-def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, claim: AttemptClaim, lineage: Lineage | None) -> Iterator[Run]:
+def assemble(
+    context: RunContext, stop: threading.Event, store: ObjectStore, claim: AttemptClaim, lineage: Lineage | None, ranks: Ranks = ALONE
+) -> Iterator[Run]:
     """Make the parts, serve the status, and take everything down at the end.
 
     Args:
         lineage: of the newest checkpoint; None when there is none.
+        ranks: the processes that the model is spread over, of which this one is the lead.
     """
     spec = context.job.spec
     fleet = EngineFleet(context.engine_urls)
@@ -88,7 +92,7 @@ def assemble(context: RunContext, stop: threading.Event, store: ObjectStore, cla
     metrics = MetricsLog(store)
     try:
         with serving(board, loop, _bind_host(context.advertised_host), context.status_port):
-            policy = _load_policy(context)
+            policy = _load_policy(context, ranks)
             chat = _chat_format(context)
             traces = check_traces(context, chat)
             fork = open_fork(context, store, claim)
@@ -151,9 +155,9 @@ def _http_client(spec: RLVRJobSpec) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64))
 
 
-def _load_policy(context: RunContext) -> Policy:
+def _load_policy(context: RunContext, ranks: Ranks) -> Policy:
     try:
-        return Policy.load(context.model_dir, context.job.spec)
+        return Policy.load(context.model_dir, context.job.spec, ranks)
     except (OSError, ValueError) as error:
         raise BadInputError(
             f"spec.model.uri {context.job.spec.model.uri}: the model in {context.model_dir} cannot be loaded: {error}"

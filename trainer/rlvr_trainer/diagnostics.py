@@ -18,6 +18,7 @@ from torch import Tensor
 from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.algorithms.base import LossInputs, LossOutput
 from rlvr_trainer.correction import importance_weights
+from rlvr_trainer.distributed.ranks import ALONE, Ranks
 from rlvr_trainer.rollout import RolloutGroup
 
 OLDEST = 32
@@ -141,6 +142,8 @@ class TokenSums:
     @torch.no_grad()
     def add(self, inputs: LossInputs, output: LossOutput, entropies: Tensor, ages: Tensor) -> None:
         """Add a micro-batch of N tokens; `entropies` and `ages` (int64) are [N]."""
+        if not len(ages):
+            return
         gaps = (inputs.old_logprobs - inputs.sampler_logprobs).double()
         weights = importance_weights(inputs.old_logprobs, inputs.sampler_logprobs).double()
         ones, k3, rejected = torch.ones_like(gaps), gaps.expm1() - gaps, (inputs.weights == 0).double()
@@ -151,22 +154,22 @@ class TokenSums:
             returns, errors = inputs.returns.double(), (inputs.returns - inputs.values).double()
             self._of_critic += torch.stack([ones.sum(), returns.sum(), returns.square().sum(), errors.square().sum()])
 
-    def read(self) -> TokenStatistics:
-        """The statistics; at least one token must have been added."""
-        rows: list[list[float]] = self._sums.tolist()
+    def read(self, ranks: Ranks = ALONE) -> TokenStatistics:
+        """The statistics of what all processes have added, at least one token; read once."""
+        rows: list[list[float]] = ranks.add(self._sums).tolist()
         sums = [math.fsum(column) for column in zip(*rows, strict=True)]
         whole, count, k1, entropy = _statistics(sums), sums[0], sums[1], sums[-1]
         return TokenStatistics(
             tokens=whole.tokens,
             mismatch_k1=k1 / count,
             mismatch_k3=whole.mismatch_k3,
-            mismatch_max=float(self._largest),
+            mismatch_max=float(ranks.largest(self._largest)),
             chi2=whole.chi2,
             ess=whole.ess,
             clip_fraction=whole.clip_fraction,
             rejected=whole.rejected,
             entropy=entropy / count,
-            explained_variance=_explained(*self._of_critic.tolist()),
+            explained_variance=_explained(*ranks.add(self._of_critic).tolist()),
             by_age={age: _statistics(row) for age, row in enumerate(rows) if row[0]},
         )
 

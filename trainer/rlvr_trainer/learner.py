@@ -25,13 +25,15 @@ from rlvr_trainer.algorithms import AlgorithmBase, LossInputs, make_algorithm
 from rlvr_trainer.correction import off_policy_weights
 from rlvr_trainer.critic import Critic, estimate_advantages
 from rlvr_trainer.diagnostics import BatchStatistics, TokenStatistics, TokenSums, describe_batch
+from rlvr_trainer.distributed.commands import Command, OpenRlvr, TakeRlvrStep
 from rlvr_trainer.integrity.rewards import known_noise, learning_reward
 from rlvr_trainer.losses import sequence_means
 from rlvr_trainer.metrics import AgeMetrics
-from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_micro_batches
+from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack, plan_rounds
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.regularization import Regularizer
 from rlvr_trainer.rollout import Rollout, RolloutGroup
+from rlvr_trainer.storage.rollouts import encode_groups
 from rlvr_trainer.training import NonFiniteStepError, Resumable, Trainer, timed
 
 __all__ = ["Learner", "NonFiniteStepError", "StepReport"]
@@ -140,6 +142,7 @@ class Learner(Resumable):
     """
 
     def __init__(self, policy: Policy, stage: Rlvr, spec: RLVRJobSpec, reference: Mapping[str, Tensor] | None = None) -> None:
+        policy.ranks.tell(lambda: Command(OpenRlvr(stage=stage)))
         self._algorithm: AlgorithmBase[Any] = make_algorithm(stage.algorithm, spec.sampling.max_tokens)
         wanted = self._algorithm.critic
         self._critic = Critic(policy.hidden_size, policy.device) if wanted is not None else None
@@ -165,6 +168,7 @@ class Learner(Resumable):
         """
         seconds: dict[str, float] = {}
         batch = describe_batch(groups, current_step, step_of)
+        self._policy.ranks.tell(lambda: self._command(groups, current_step, step_of))
         advantages = self._advantages(groups, seconds)
         live = [self._algorithm.is_live(found) for found in advantages]
         with timed(seconds, "pack"):
@@ -178,6 +182,13 @@ class Learner(Resumable):
             report = self._train(report, groups, trees, f"step {current_step + 1}")
         self._trainer.step += 1
         return replace(report, reference_kl=self._regularizer.take_kl())
+
+    def _command(self, groups: Sequence[RolloutGroup], current_step: int, step_of: Callable[[int], int]) -> Command:
+        versions = {span.version for group in groups for rollout in group.rollouts for span in rollout.spans}
+        order = TakeRlvrStep(
+            current_step=current_step, version_steps={version: step_of(version) for version in versions}, off_policy=self.off_policy
+        )
+        return Command(order, b"".join(encode_groups(groups)))
 
     def _advantages(self, groups: Sequence[RolloutGroup], seconds: dict[str, float]) -> list[list[float | None]]:
         """By group and completion; None where it was not judged."""
@@ -218,19 +229,22 @@ class Learner(Resumable):
             )
         return replace(
             report,
-            tokens=sums.read(),
+            tokens=sums.read(self._policy.ranks),
             loss=statistics.fmean(update.loss for update in updates),
             gradient_norm=max(update.gradient_norm for update in updates),
             learning_rate=updates[-1].learning_rate,
         )
 
-    def _plan(self, trees: Sequence[Tree]) -> list[list[Tree]]:
-        return plan_micro_batches([tree for tree in trees if tree.trained_tokens], self._spec.learner.tokens_per_micro_batch)
+    def _plan(self, trees: Sequence[Tree]) -> list[list[list[Tree]]]:
+        """Micro-batches by round and process."""
+        trained = [tree for tree in trees if tree.trained_tokens]
+        return plan_rounds(trained, self._spec.learner.tokens_per_micro_batch, self._policy.ranks.size)
 
-    def _old_scores(self, plan: Sequence[Sequence[Tree]], seconds: dict[str, float]) -> list[Scores]:
-        """Of each micro-batch's tokens, under the weights as they are now."""
+    def _old_scores(self, plan: Sequence[Sequence[Sequence[Tree]]], seconds: dict[str, float]) -> list[Scores]:
+        """Of the tokens of this process in each round, under the weights as they are now."""
+        rank = self._policy.ranks.rank
         with timed(seconds, "forward"), torch.no_grad():
-            return [self._score(pack(members, self._policy.block_tokens).to(self._policy.device)) for members in plan]
+            return [self._score(pack(members[rank], self._policy.block_tokens).to(self._policy.device)) for members in plan]
 
     def _score(self, packed: PackedBatch) -> Scores:
         temperature = self._spec.sampling.temperature

@@ -2,7 +2,7 @@
 
     y = W0·x + s·B·(A·x),   s = alpha / rank,   A at random, B = 0 at first
 
-    add_adapters(model) -> A and B train, W0 does not        merged_weights: W0 + s·B·A under the model's own names, for engines and export
+    add_adapters(model) -> A and B train, W0 does not        plain_weights: W0 + s·B·A under the model's own names, for engines and export
                                                              renamed: weights under the model's own names, for the model with adapters
 
 All linear layers but the head get one. W0 stays in float32 and is never written to, so that merging is exact however often it is done.
@@ -10,7 +10,8 @@ Not covered: quantised W0, and engines that take A and B.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,24 @@ class LoraLinear(nn.Module):
         output: Tensor = self.base(inputs)
         return output + self.scale * linear(linear(inputs, self.lora_a), self.lora_b)
 
-    def merged(self) -> Tensor:
-        """W0 + s·B·A, detached."""
-        return torch.addmm(self.base.weight.detach(), self.lora_b.detach(), self.lora_a.detach(), alpha=self.scale)
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """W0 + s·B·A, by the names of the three parameters."""
+
+    base: str
+    a: str
+    b: str
+    scale: float
+
+    def of(self, get: Callable[[str], Tensor]) -> Tensor:
+        """The sum, from what `get` has under these names."""
+        return torch.addmm(get(self.base), get(self.b), get(self.a), alpha=self.scale)
+
+
+def is_adapter(parameter: str) -> bool:
+    """Whether a parameter of this name is one of an adapter's two."""
+    return parameter.rpartition(".")[2] in (A, B)
 
 
 def add_adapters(model: nn.Module, head: nn.Module, settings: Lora, seed: int) -> None:
@@ -62,17 +78,28 @@ def add_adapters(model: nn.Module, head: nn.Module, settings: Lora, seed: int) -
         setattr(model.get_submodule(parent), own, LoraLinear(module, settings, generator))
 
 
+def plain_weights(model: nn.Module) -> dict[str, str | Merge]:
+    """The model's weights by the names that it has without adapters: the parameter that each is, or what it is made of."""
+    layers = dict(_layers(model))
+    found: dict[str, str | Merge] = {}
+    for name, _ in model.named_parameters():
+        layer, _, own = name.rpartition(f".{BASE}.")
+        if layer in layers and own == "weight":
+            found[f"{layer}.{own}"] = Merge(name, f"{layer}.{A}", f"{layer}.{B}", layers[layer].scale)
+        elif layer in layers:
+            found[f"{layer}.{own}"] = name
+        elif not is_adapter(name):
+            found[name] = name
+    return found
+
+
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's weights with its adapters worked in, by the names that it has without them; only merged ones are copies."""
-    layers = dict(_layers(model))
-    found = {}
-    for name, parameter in model.named_parameters():
-        layer, _, own = name.rpartition(f".{BASE}.")
-        if layer in layers:
-            found[f"{layer}.{own}"] = layers[layer].merged() if own == "weight" else parameter.detach()
-        elif name.rpartition(".")[2] not in (A, B):
-            found[name] = parameter.detach()
-    return found
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {
+        name: parameters[found] if isinstance(found, str) else found.of(parameters.__getitem__)
+        for name, found in plain_weights(model).items()
+    }
 
 
 def renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

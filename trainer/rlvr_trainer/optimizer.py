@@ -2,20 +2,23 @@
 
     gradients -> gradient_norm (finite? the caller decides) -> apply: scale down to the norm, set the learning rate, fused step
 
-State goes to checkpoints as plain tensors by the parameter's name, so it does not depend on an order or on pickle.
+State goes to checkpoints as plain tensors by the parameter's name, so it does not depend on an order or on pickle. Of a sharded model, each
+process has its own rows of parameters, gradients and state; only the norm is of all.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rlvr_api.stages import Optimizer
+from rlvr_trainer.distributed.ranks import ALONE, LEAD, Ranks
 
 PREFIX = "optimizer/"
 """Of optimizer state among a checkpoint's tensors."""
-STATE = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = (*MOMENTS, "step")
 """What AdamW keeps of each parameter."""
 COSINE_FLOOR = 0.1
 """Share of the peak learning rate that a cosine ends at."""
@@ -42,12 +45,21 @@ class AdamWOptimizer:
 
     Args:
         multipliers: of the learning rate, for the parameters named here.
+        ranks: the processes that have the rest of the parameters.
+        common: names of those that all of them have whole, with equal gradients.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], settings: Optimizer, total_steps: int, multipliers: Mapping[str, float] | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: Optimizer,
+        total_steps: int,
+        multipliers: Mapping[str, float] | None = None,
+        ranks: Ranks = ALONE,
+        common: Collection[str] = (),
     ) -> None:
         self._parameters = dict(parameters)
+        self._ranks, self._common = ranks, frozenset(common)
         self._settings = settings
         self._total_steps = total_steps
         grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -64,8 +76,11 @@ class AdamWOptimizer:
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the gradients; not finite when any of them is not."""
-        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
+        if self._ranks.size == 1:
+            return float(nn.utils.get_total_norm(_gradients(self._parameters.values())))
+        mine = (parameter for name, parameter in self._parameters.items() if self._ranks.rank == LEAD or name not in self._common)
+        square = nn.utils.get_total_norm(_gradients(mine)).double().square()
+        return math.sqrt(float(self._ranks.add(square)))
 
     def apply(self, gradient_norm: float, step: int) -> float:
         """Clip by the norm that `gradient_norm` gave, update the weights and drop the gradients; returns the learning rate."""
@@ -108,6 +123,10 @@ class AdamWOptimizer:
             state = self._adamw.state.get(parameter)
             if state:
                 yield from ((f"{PREFIX}{name}/{key}", state[key]) for key in STATE)
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _take_state(found: dict[str, Tensor], name: str, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from rlvr_trainer.packing import PackedBatch
@@ -35,6 +36,8 @@ class ReverseKlLearner(SupervisedLearner):
     """Trains `policy` towards a teacher, on batches of `TaughtExample`."""
 
     naming = ""
+    towards_teacher = True
+    example_lists = TypeAdapter(list[TaughtExample])
 
     def _sampler_logprobs(self, example: Example) -> tuple[float, ...]:
         assert isinstance(example, TaughtExample)

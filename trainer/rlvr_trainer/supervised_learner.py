@@ -9,12 +9,15 @@ are packed side by side under an attention that keeps them apart. Temperature is
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from rlvr_api.stages import Optimizer
-from rlvr_trainer.packing import Branch, PackedBatch, Tree, plan_micro_batches
+from rlvr_trainer.distributed.commands import Command, OpenSupervised, TakeSupervisedStep
+from rlvr_trainer.packing import Branch, PackedBatch, Tree, plan_rounds
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.traces import Example
 from rlvr_trainer.training import Resumable, Trainer
@@ -47,8 +50,15 @@ class SupervisedLearner(Resumable):
 
     naming = "the examples "
     """Stands before the names of examples in messages."""
+    towards_teacher = False
+    """For `OpenSupervised`."""
+    example_lists: TypeAdapter[Any] = TypeAdapter(list[Example])
+    """What its steps learn from, as JSON."""
 
     def __init__(self, policy: Policy, optimizer: Optimizer, total_steps: int, tokens_per_micro_batch: int) -> None:
+        policy.ranks.tell(
+            lambda: Command(OpenSupervised(optimizer=optimizer, total_steps=total_steps, towards_teacher=self.towards_teacher))
+        )
         super().__init__(Trainer(policy, optimizer, total_steps))
         self._tokens_per_micro_batch = tokens_per_micro_batch
 
@@ -58,26 +68,28 @@ class SupervisedLearner(Resumable):
         Raises:
             NonFiniteStepError: the loss or the gradient is not finite; the weights are unchanged.
         """
+        policy = self._trainer.policy
+        policy.ranks.tell(lambda: Command(TakeSupervisedStep(place=place), self.example_lists.dump_json(list(examples))))
         trees = [
             Tree(index, example.prompt_ids, (Branch(example.completion_ids, self._sampler_logprobs(example)),))
             for index, example in enumerate(examples)
         ]
         tokens = sum(tree.trained_tokens for tree in trees)
-        plan = plan_micro_batches(trees, self._tokens_per_micro_batch)
+        rounds = plan_rounds(trees, self._tokens_per_micro_batch, policy.ranks.size)
         entropies: list[Tensor] = []
-        policy = self._trainer.policy
 
         def loss_of(number: int, packed: PackedBatch) -> Tensor:
             scores = policy.completion_logprobs(packed, 1.0)
             entropies.append(scores.entropies.detach().double().sum())
-            return self._losses(scores.logprobs, packed, [examples[tree.index] for tree in plan[number]]).sum() / tokens
+            members = rounds[number][policy.ranks.rank]
+            return self._losses(scores.logprobs, packed, [examples[tree.index] for tree in members]).sum() / tokens
 
         seconds: dict[str, float] = {}
         update = self._trainer.update(
-            plan, loss_of, seconds, place, lambda found: self.naming + ", ".join(examples[index].name for index in found)
+            rounds, loss_of, seconds, place, lambda found: self.naming + ", ".join(examples[index].name for index in found)
         )
         self._trainer.step += 1
-        entropy = math.fsum(torch.stack(entropies).tolist()) / tokens
+        entropy = math.fsum(policy.ranks.collect(torch.stack(entropies)).flatten().tolist()) / tokens
         return SupervisedReport(len(examples), tokens, update.loss, update.gradient_norm, update.learning_rate, entropy, seconds)
 
     def _sampler_logprobs(self, example: Example) -> tuple[float, ...]:

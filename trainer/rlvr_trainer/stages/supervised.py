@@ -41,7 +41,7 @@ class ExampleLearner(Protocol):
         """See `SupervisedLearner.step`."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """See `Trainer.tensors`."""
         ...
 

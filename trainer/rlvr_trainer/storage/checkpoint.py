@@ -33,6 +33,7 @@ from rlvr_trainer.storage.lineage import Lineage, running_code
 from rlvr_trainer.storage.manifest import CheckpointManifest, CheckpointState, parse_manifest
 from rlvr_trainer.storage.rollouts import write_groups
 from rlvr_trainer.storage.tensor_files import ShardPlan, plan_shards, stage, tensor_bytes
+from rlvr_trainer.streamed import any_on_gpu, outline
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +172,8 @@ class CheckpointWriter:
         return self._store.uri(self._stage.folder)
 
     def _stage_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        plans = plan_shards(tensors, self._shard_bytes)
-        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        plans = plan_shards(outline(tensors), self._shard_bytes)
+        on_gpu = any_on_gpu(tensors)
         if plans != self._plans:
             self._buffers = ()  # frees the old ones first
             # Pinned memory: copies from the GPU run at full speed, and all of them at once.

@@ -22,6 +22,7 @@ from rlvr_trainer.storage.folders import ModelManifest, parse_model_manifest
 from rlvr_trainer.storage.layout import StageKeys, model_folder
 from rlvr_trainer.storage.lineage import LINEAGE_FILE, Lineage
 from rlvr_trainer.storage.tensor_files import ShardPlan, plan_shards, tensor_bytes
+from rlvr_trainer.streamed import outline
 
 FILE_BYTES = 5_000_000_000
 """Largest weights file, as in the libraries of Hugging Face."""
@@ -121,7 +122,7 @@ def _small_files(source: Path, dtype: torch.dtype) -> dict[str, bytes]:
 
 
 def _upload_weights(place: ObjectStore, folder: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[StoredBlob]:
-    cast = {name: tensor.to("meta", dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in tensors.items()}
+    cast = {name: tensor.to("meta", dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in outline(tensors).items()}
     plans = plan_shards(cast, FILE_BYTES, {"format": "pt"})
     names = (
         ["model.safetensors"] if len(plans) == 1 else [f"model-{n:05d}-of-{len(plans):05d}.safetensors" for n in range(1, len(plans) + 1)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from rlvr_trainer.streamed import StreamedTensors
 from rlvr_trainer.weights.protocol import DTYPE_BYTES, Bucket, Layout, TensorSlot, WireDtype
 
 ALIGNMENT_BYTES = 64
@@ -50,8 +51,11 @@ def pack_bucket(bucket: Bucket, tensors: Mapping[str, torch.Tensor], buffer: tor
 
 
 def bytes_as_they_are(bucket: Bucket, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The uint8 view that is the bucket already: it holds one tensor, contiguous and of the right dtype. None otherwise."""
-    if len(bucket.slots) != 1:
+    """The uint8 view that is the bucket already: it holds one tensor, contiguous and of the right dtype. None otherwise.
+
+    None also for streamed tensors, which are to be asked for once, and nobody keeps.
+    """
+    if len(bucket.slots) != 1 or isinstance(tensors, StreamedTensors):
         return None
     tensor = tensors[bucket.slots[0].name].detach()
     if tensor.dtype != TORCH_DTYPES[bucket.slots[0].dtype] or not tensor.is_contiguous():
@@ -70,7 +74,7 @@ def _distinct(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for name, tensor in tensors.items():
         identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and identity in seen:
+        if tensor.numel() and tensor.device.type != "meta" and identity in seen:  # what has no memory shares none
             continue
         seen.add(identity)
         yield name, tensor

@@ -25,6 +25,7 @@ from opentelemetry.propagate import inject
 
 from rlvr_api.spec import Dtype, TorchDistributed
 from rlvr_api.wire import MAX_ENGINES
+from rlvr_trainer.streamed import device_of, outline
 from rlvr_trainer.weights import load_transport
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.engine_client import EngineClient, EngineError, EngineHandle, EngineSlowError, ProbeReply, open_http
@@ -228,7 +229,7 @@ class WeightPublisher:
         headers: dict[str, str] = {}
         inject(headers)
         self._trace_headers = headers
-        layout = plan_layout(tensors, self._dtype, self._bucket_bytes)
+        layout = plan_layout(outline(tensors), self._dtype, self._bucket_bytes)
         report = PublishReport(version, size_bytes=layout.size_bytes)
         differing = self._update(tensors, layout, names, report, started)
         if differing:
@@ -247,7 +248,7 @@ class WeightPublisher:
         for _ in range(MAX_ROUNDS):
             if not waiting:
                 break
-            group = self._group_of(waiting, layout, next(iter(tensors.values())).device, report)
+            group = self._group_of(waiting, layout, device_of(tensors), report)
             if group is None:
                 waiting = []
                 break

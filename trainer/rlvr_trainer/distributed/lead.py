@@ -1,0 +1,136 @@
+"""The lead's end of a learner of several processes: starts the others, watches them, and ends them.
+
+    open_ranks(spec, model) -> Rendezvous -> followers as children -> connect -> Ranks ... Close -> they end by themselves
+
+A follower that is lost ends this process at once: what it waits for in a collective would never come, and the next attempt goes on from
+the last commit. Followers inherit the environment, less the credentials, which they have no use for.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlvr_api.process import TEACHER_API_KEY
+from rlvr_api.spec import RLVRJobSpec
+from rlvr_trainer.distributed.commands import Close, Command
+from rlvr_trainer.distributed.ranks import ALONE, Ranks
+from rlvr_trainer.distributed.rendezvous import Rendezvous, dist, leave
+
+logger = logging.getLogger(__name__)
+
+FOLLOWER = ("-m", "rlvr_trainer.distributed.follower")
+"""What Python runs in the other processes."""
+WATCH_SECONDS = 0.25
+POLL_SECONDS = 0.02
+LAG_SECONDS = 1.0
+"""A process's connections break a moment before it has ended."""
+CLOSE_SECONDS = 20.0
+"""Followers that have not ended by then after they were told to are killed."""
+CREDENTIALS = ("AWS_", TEACHER_API_KEY)
+"""Beginnings of the names of variables that hold some."""
+
+
+class LostRankError(RuntimeError):
+    """A process of the learner has ended before the others."""
+
+
+@contextmanager
+def open_ranks(spec: RLVRJobSpec, model: Path) -> Iterator[Ranks]:
+    """The processes of the learner, this one as their lead; they end with the block.
+
+    Args:
+        model: folder of the model, which every process loads.
+
+    Raises:
+        LostRankError: in place of what the block raised, when a follower had ended before; it is the reason.
+        RuntimeError: the followers did not join in time.
+    """
+    if spec.learner.processes_per_node == 1:
+        yield ALONE
+        return
+    rendezvous = Rendezvous(spec)
+    followers = Followers(rendezvous, model)
+    try:
+        ranks = rendezvous.connect()
+        logger.info("the learner has %d processes", ranks.size)
+        yield ranks
+    except RuntimeError as error:
+        if type(error) is RuntimeError or isinstance(error, dist.DistError):  # what torch raises when another process is gone
+            followers.check(LAG_SECONDS)
+        raise
+    else:
+        followers.close()
+    finally:
+        followers.kill()
+
+
+class Followers:
+    """The other processes of a learner, as children of this one."""
+
+    def __init__(self, rendezvous: Rendezvous, model: Path) -> None:
+        command = [sys.executable, *FOLLOWER, "--port", str(rendezvous.port), "--lead", str(os.getpid()), "--model", str(model)]
+        self._tell = rendezvous.tell
+        self._children = {
+            rank: subprocess.Popen([*command, "--rank", str(rank)], env=without_credentials(os.environ))
+            for rank in range(1, rendezvous.size)
+        }
+        self._closing = threading.Event()
+        threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
+
+    def check(self, wait_seconds: float) -> None:
+        """Raises LostRankError when one of them has ended, or does within a while."""
+        deadline = time.monotonic() + wait_seconds
+        while not (message := self._describe_lost()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(POLL_SECONDS)
+        self._closing.set()
+        raise LostRankError(message)
+
+    def close(self) -> None:
+        """Tell them that there is nothing more to do, and wait until they have ended."""
+        self._closing.set()
+        self._tell(lambda: Command(Close()))
+        leave()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for rank, child in self._children.items():
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.warning("rank %d did not end within %.0f s and is killed; nothing is lost by it", rank, CLOSE_SECONDS)
+
+    def kill(self) -> None:
+        """End what is left of them."""
+        self._closing.set()
+        for child in self._children.values():
+            child.kill()
+            child.wait()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(WATCH_SECONDS):
+            message = self._describe_lost()
+            if message and not self._closing.is_set():
+                print(f"error: {LostRankError.__name__}: {message}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    def _describe_lost(self) -> str:
+        for rank, child in self._children.items():
+            code = child.poll()
+            if code is not None:
+                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                return (
+                    f"rank {rank} of the learner's {len(self._children) + 1} processes {how} before the others; what it said is above. "
+                    "The next attempt goes on from the last committed step; when it happens again, look at the memory of the learner"
+                )
+        return ""
+
+
+def without_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a process that talks to nobody."""
+    return {name: value for name, value in environ.items() if not name.startswith(CREDENTIALS)}

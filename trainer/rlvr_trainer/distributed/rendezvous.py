@@ -1,0 +1,133 @@
+"""Where the processes of a learner meet: a TCP store of the lead, torch's default process group, and the lead's commands in order.
+
+    lead:      Rendezvous(spec) -> followers are started with its port -> connect -> Ranks.tell
+    follower:  join(port, rank) -> Inbox.take, one command after the other
+
+Commands travel through the store and not by a collective: a process may wait for the next one for hours, and a collective that lasts is
+an error. Not covered: processes on several machines.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.distributed.device_mesh import init_device_mesh
+
+from rlvr_api.spec import RLVRJobSpec
+from rlvr_trainer.distributed.commands import Command
+from rlvr_trainer.distributed.ranks import LEAD, Ranks
+
+dist: Any = torch.distributed  # its types hide the stores
+
+HOST = "127.0.0.1"
+SPEC = "spec"
+JOIN_SECONDS = 60.0
+"""A follower is started when the store is there."""
+LOOK_SECONDS = 3600.0
+"""A follower waits for commands as long as the store lives; it looks up once in this time."""
+INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class Rendezvous:
+    """The lead's store, on a free port of the loopback."""
+
+    def __init__(self, spec: RLVRJobSpec) -> None:
+        self._spec = spec
+        self.size = spec.learner.processes_per_node
+        listener = socket.create_server((HOST, 0), backlog=self.size)
+        self.port: int = listener.getsockname()[1]
+        limit = timedelta(seconds=spec.deadlines.provisioning_seconds)
+        self._store: Any = dist.TCPStore(
+            HOST, self.port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=listener.detach()
+        )
+        self._store.set(SPEC, spec.model_dump_json())
+        self._told = 0
+
+    def connect(self) -> Ranks:
+        """The lead's place; waits for the others, at most `deadlines.provisioningSeconds`.
+
+        Raises:
+            RuntimeError: they did not join in time.
+        """
+        # A process takes seconds to begin, on a busy machine minutes; connecting then takes moments.
+        self._store.wait([_joined(rank) for rank in range(1, self.size)], timedelta(seconds=self._spec.deadlines.provisioning_seconds))
+        return _connect(self._store, LEAD, self._spec, self.tell)
+
+    def tell(self, make: Callable[[], Command]) -> None:
+        """Have the followers do what `make` says."""
+        self._store.set(f"command/{self._told}", make().to_bytes())
+        self._told += 1
+
+
+class Inbox:
+    """What the lead tells a follower, in order."""
+
+    def __init__(self, store: Any, followers: int) -> None:
+        self._store, self._followers, self._taken = store, followers, 0
+
+    def take(self) -> Command:
+        """Wait for the next command.
+
+        Raises:
+            RuntimeError: the lead is gone.
+        """
+        key = f"command/{self._taken}"
+        while True:
+            try:
+                self._store.wait([key], timedelta(seconds=LOOK_SECONDS))
+                break
+            except dist.DistNetworkError:
+                raise
+            except dist.DistStoreError:  # nothing came in this time
+                continue
+        message: bytes = self._store.get(key)
+        if self._store.add(f"{key}/taken", 1) == self._followers:  # nobody needs it any more
+            self._store.delete_key(key)
+            self._store.delete_key(f"{key}/taken")
+        self._taken += 1
+        return Command.parse(message)
+
+
+def join(port: int, rank: int) -> tuple[RLVRJobSpec, Ranks, Inbox]:
+    """A follower's job, place and commands.
+
+    Raises:
+        RuntimeError: the lead or another process is not there in time.
+    """
+    # Two connections: waiting for a command blocks all other use of one.
+    meeting, commands = (dist.TCPStore(HOST, port, is_master=False, timeout=timedelta(seconds=JOIN_SECONDS)) for _ in range(2))
+    spec = RLVRJobSpec.model_validate_json(meeting.get(SPEC))
+    meeting.set(_joined(rank), b"")
+    return spec, _connect(meeting, rank, spec, _tell_nobody), Inbox(commands, spec.learner.processes_per_node - 1)
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _connect(store: Any, rank: int, spec: RLVRJobSpec, tell: Callable[[Callable[[], Command]], None]) -> Ranks:
+    size, on_gpus = spec.learner.processes_per_node, spec.learner.gpus > 0
+    os.environ.setdefault(INTERFACE, "lo")  # all are on this machine, whose own name need not lead to it
+    if on_gpus:
+        torch.cuda.set_device(rank)
+    # What ends a run that stands still also ends a collective that does.
+    limit = timedelta(seconds=spec.deadlines.stall_seconds)
+    device = torch.device("cuda", rank) if on_gpus else None
+    dist.init_process_group(
+        "nccl" if on_gpus else "gloo", store=store, rank=rank, world_size=size, timeout=limit, device_id=device
+    )  # fmt: skip
+    return Ranks(rank, size, init_device_mesh("cuda" if on_gpus else "cpu", (size,)), tell)
+
+
+def _joined(rank: int) -> str:
+    return f"joined/{rank}"
+
+
+def _tell_nobody(make: Callable[[], Command]) -> None:
+    """The lead has told everybody."""
