@@ -125,8 +125,8 @@ class Followers:
             if code is not None:
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 return (
-                    f"rank {rank} of the learner's {len(self._children) + 1} processes {how} before the others; what it said is above. "
-                    "The next attempt goes on from the last committed step; when it happens again, look at the memory of the learner"
+                    f"rank {rank} of the learner's {len(self._children) + 1} processes {how} before the others; what it said is above, "
+                    "and when it said nothing, look at the memory that the learner may use"
                 )
         return ""
 
