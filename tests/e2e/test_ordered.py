@@ -54,8 +54,14 @@ def read(run):
         }
 
 
-def sharded(spec):
+def smooth(spec):
     ordered(spec)
+    # Two processes add up in another order, and AdamW makes of that a step as large as any where epsilon does not hold it down.
+    spec["stages"][0]["rlvr"]["optimizer"]["epsilon"] = 1e-3
+
+
+def sharded(spec):
+    smooth(spec)
     spec["learner"]["processesPerNode"] = 2
 
 
@@ -68,7 +74,7 @@ def kill_follower(run):
 
 
 def test_a_learner_of_two_processes_of_which_one_is_killed_equals_a_learner_of_one(make_run):
-    one, two = (make_run(name, steps=STEPS, change=change) for name, change in (("one", ordered), ("two", sharded)))
+    one, two = (make_run(name, steps=STEPS, change=change) for name, change in (("one", smooth), ("two", sharded)))
     one.start()
     one.finish()
     two.start()

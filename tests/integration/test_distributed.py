@@ -155,6 +155,15 @@ def test_a_lost_process_ends_the_lead_at_once_and_with_it_the_others(model, mome
     wait_for_end_of(done.stdout)
 
 
+def test_what_all_find_wrong_with_a_model_is_what_the_lead_says(tmp_path):
+    command = [sys.executable, rank_trials.__file__, "plain", str(tmp_path / "nothing"), "2", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 1
+    assert "LostRankError" not in done.stderr
+    assert "rank 1: the model cannot be loaded" in done.stderr
+    assert "OSError" in done.stderr.splitlines()[-1]
+
+
 def test_without_the_lead_the_others_end(model):
     command = [sys.executable, rank_trials.__file__, "--lose", "lead", str(model)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=False)

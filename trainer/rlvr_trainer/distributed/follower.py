@@ -42,6 +42,8 @@ from rlvr_trainer.training import NonFiniteStepError
 logger = logging.getLogger("rlvr_trainer.follower")
 
 ORPHAN_POLL_SECONDS = 0.5
+LEAD_SECONDS = 30.0
+"""Time for the lead to end by itself where it must."""
 
 
 class Follower:
@@ -104,7 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(options.lead,), name="orphan-watch", daemon=True).start()
     spec, ranks, inbox = join(options.port, options.rank)
-    Follower(Policy.load(options.model, spec, ranks), spec).follow(inbox)
+    try:
+        policy = Policy.load(options.model, spec, ranks)
+    except (OSError, ValueError) as error:
+        # The lead finds the same, and knows what it means for the job: it is not to find this process gone before.
+        logger.error("the model cannot be loaded: %s", error)
+        threading.Event().wait(LEAD_SECONDS)
+        return 1
+    Follower(policy, spec).follow(inbox)
     leave()
     return 0
 
