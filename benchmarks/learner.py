@@ -13,6 +13,8 @@ falls on both of its sides.
   weights, gradients, optimizer state and activations.
 - what settings add, without a limit: the step with `referenceKl` in the loss or the reward, with an entropy bonus, with the critic of `ppo`
   or with two minibatches, over the step without, on the same groups in turns.
+- `two_processes_over_one`, without a limit: the step of a learner of two processes, one after the other with that of one. With as many
+  threads each, half would be best on two idle cores; what is above is communication, and cores that the machine does not have.
 """
 
 import argparse
@@ -37,6 +39,8 @@ from transformers.utils import logging
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.wire import Verdict, VerdictStatus
+from rlvr_trainer.distributed.lead import open_ranks
+from rlvr_trainer.distributed.ranks import ALONE, Ranks
 from rlvr_trainer.learner import Learner
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack
 from rlvr_trainer.policy import Policy
@@ -66,6 +70,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
     write_smollm2(options.model)
+    if options.processes is not None:
+        print(json.dumps(step_seconds(options.model, options.groups, options.rounds, options.processes)))
+        return
     if options.peak_of is not None:
         print(peak_bytes(options.model, options.peak_of, options.groups))
         return
@@ -78,8 +85,11 @@ def main() -> None:
         "tree_over_rectangular": _ratio(seconds["ours"], seconds["rectangular"]),
     }
     added = {name: time_addition(options, changes) for name, changes in ADDITIONS.items()}
+    of_processes = {processes: time_processes(options, processes) for processes in (1, 2)}
+    seconds |= {f"{processes} process{'es' * (processes - 1)}": found for processes, found in of_processes.items()}
     _print_table(seconds, peaks, numbers, added, options)
     numbers |= {f"{name}_over_plain": ratio for name, ratio in added.items()}
+    numbers["two_processes_over_one"] = statistics.median(of_processes[2]) / statistics.median(of_processes[1])
     print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
 
 
@@ -131,10 +141,10 @@ def time_addition(options: argparse.Namespace, changes: Mapping[str, Any]) -> fl
 class TimedLearner:
     """A `Learner` that is asked the same again and again."""
 
-    def __init__(self, folder: Path, spec: RLVRJobSpec) -> None:
+    def __init__(self, folder: Path, spec: RLVRJobSpec, ranks: Ranks = ALONE) -> None:
         stage = spec.stages[0].rlvr
         assert stage is not None
-        self.policy = Policy.load(folder, spec)
+        self.policy = Policy.load(folder, spec, ranks)
         reference = self.policy.engine_named_tensors() if stage.reference_kl is not None else None
         self._learner = Learner(self.policy, stage, spec, reference)
 
@@ -146,13 +156,41 @@ class TimedLearner:
 
 def make_learner(folder: Path, changes: Mapping[str, Any] | None = None) -> TimedLearner:
     """With the defaults of a job, and changes of its stage."""
-    spec = RLVRJobSpec.model_validate({
+    return TimedLearner(folder, make_spec(folder, changes))
+
+
+def make_spec(folder: Path, changes: Mapping[str, Any] | None = None, processes: int = 1) -> RLVRJobSpec:
+    """The job of a learner."""
+    return RLVRJobSpec.model_validate({
         "model": {"uri": f"file://{folder.resolve()}", "maxModelLen": 256},
         "environments": [{"name": "sums", "arithmetic": {}}],
         "sampling": {"maxTokens": 16},
         "stages": [{"name": "climb", "rlvr": {"steps": 1000, "optimizer": {"learningRate": LEARNING_RATE}, **(changes or {})}}],
+        "learner": {"processesPerNode": processes},
     })  # fmt: skip
-    return TimedLearner(folder, spec)
+
+
+def time_processes(options: argparse.Namespace, processes: int) -> list[float]:
+    """Seconds of each step of a learner of some processes, of which this is none."""
+    command = [sys.executable, __file__, "--processes", str(processes), "--groups", str(options.groups), "--rounds", str(options.rounds)]
+    command += ["--threads", str(options.threads), "--model", str(options.model)]
+    environ = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, env=environ)
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def step_seconds(folder: Path, groups: int, rounds: int, processes: int) -> list[float]:
+    """The same, with this process as the lead."""
+    spec, batch = make_spec(folder, None, processes), [make_group(tree) for tree in make_trees(groups, EQUAL_LENGTHS, spread=0)]
+    with open_ranks(spec, folder) as ranks:
+        learner = TimedLearner(folder, spec, ranks)
+        found = []
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            learner.step(batch)
+            found.append(time.perf_counter() - began)
+    return found[1:]
 
 
 class BareTrainer:
@@ -283,6 +321,8 @@ def _print_table(
         table.add_row(name.replace("_", " "), f"{value:.3f}", f"{LIMITS[name]:.2f}")
     for name, value in added.items():
         table.add_row(f"step with {name.replace('_', ' ')} over plain", f"{value:.3f}", "")
+    two, one = seconds["2 processes"], seconds["1 process"]
+    table.add_row("step of two processes over one", f"{statistics.median(two) / statistics.median(one):.3f}", "")
     table.add_row("step over bare with our attention", f"{_ratio(seconds['ours'], seconds['bare, our attention']):.3f}", "")
     Console(width=120).print(table)
 
@@ -293,6 +333,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=5, help="groups in a step")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
+    parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peak-of", choices=("ours", "bare"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
