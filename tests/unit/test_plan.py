@@ -82,3 +82,10 @@ def test_refuses_addresses_that_are_not_one_for_each_engine(job):
     wrong = dataclasses.replace(addresses(job), engines=())
     with pytest.raises(ValueError, match=r"0 engine addresses for rollouts.replicas 2"):
         plan(job, wrong, PLACES, 1)
+
+
+def test_a_learner_of_several_processes_is_one_workload_with_all_their_gpus(job):
+    learner = job.spec.learner.model_copy(update={"processes_per_node": 8, "gpus": 8})
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"learner": learner})})
+    (workload,) = plan(job, addresses(job), PLACES, 1).of(Role.LEARNER)
+    assert workload.gpus == 8
