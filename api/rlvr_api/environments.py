@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.model import ApiModel, Fraction, Name, Uri, one_member
+from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri, one_member
+from rlvr_api.pods import SecretReference
 
 
 class Arithmetic(ApiModel):
@@ -155,6 +156,34 @@ class Sql(ApiModel):
     """Databases that are made of a task's rows by taking some out, besides one with the rows in another order."""
 
 
+class Judge(ApiModel):
+    """Tasks with a rubric, judged by a language model behind any OpenAI-compatible endpoint. Its verdicts are not deterministic."""
+
+    dataset: Uri
+    """JSONL of `{"prompt", "rubric", "reference", "answer", "right", "wrong"}`. The judge sees prompt, rubric and reference; `right` and
+    `wrong` list answers whose verdict is known, for canaries and certification; `answer` is the final number, for `audit.finalAnswer`. Only
+    prompt and rubric must be there."""
+    endpoint: Annotated[Uri, Field(pattern=r"^https?://[^?#]+$")]
+    """Base URL with the version, for example `https://judge.example/v1`."""
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name of the model there; part of the verifier's version."""
+    credentials_secret: SecretReference | None = None
+    """In clusters: Secret with the key `JUDGE_API_KEY`, sent as a bearer token. Unset: none is sent. A local run takes this variable, or
+    `JUDGE_API_KEY_` with the environment's name in capitals, from the person's environment."""
+    instruction: Annotated[str, Field(max_length=2000)] = ""
+    """Added to each prompt on a line of its own; empty: nothing is."""
+    held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
+    timeout_seconds: PositiveSeconds = 60.0
+    """Longest wait for one verdict, with all tries; beyond it the item is an `infra_error`, and asked for again."""
+    requests_in_flight: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Requests at once, of each replica of the verifier."""
+    max_tokens: Annotated[int, Field(ge=16, le=100_000)] = 1024
+    """Longest reply, in the judge's tokens: models that think first need many."""
+    max_answer_characters: Annotated[int, Field(ge=1, le=65_536)] = 20_000
+    """Longest answer that is shown to the judge; a longer one is `invalid`."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -208,7 +237,7 @@ class AuditVerifier(ApiModel):
     """A second verifier of the same tasks, stronger than the one that pays; exactly one kind is set."""
 
     final_answer: FinalAnswer | None = None
-    """Literal numbers. For `arithmetic` and `math`."""
+    """Literal numbers. For `arithmetic`, `math`, and for `judge` where every row has `answer`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -239,9 +268,22 @@ class Mixing(ApiModel):
         return self
 
 
-ENVIRONMENT_KINDS = ("arithmetic", "reasoning_gym", "math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql")
-DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql")
+ENVIRONMENT_KINDS = (
+    "arithmetic",
+    "reasoning_gym",
+    "math",
+    "python_functions",
+    "stdio",
+    "json_schema",
+    "regex",
+    "instructions",
+    "sql",
+    "judge",
+)
+DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql", "judge")
 """Kinds whose problems are listed: they have level 0 alone."""
+AUDITED_KINDS = ("arithmetic", "math", "judge")
+"""Kinds that have a final answer which a second verifier can compare."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
 
@@ -273,6 +315,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of texts to write under constraints."""
     sql: Sql | None = None
     """A dataset of queries to write."""
+    judge: Judge | None = None
+    """A dataset of tasks that a language model judges."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None
@@ -282,8 +326,10 @@ class EnvironmentSpec(ApiModel):
     def _check(self) -> Self:
         if self.kind in DATASET_KINDS and self.levels.maximum != 0:
             raise ValueError("a dataset has one level: remove levels, or list one environment for each difficulty")
-        if self.audit is not None and self.kind not in ("arithmetic", "math"):
-            raise ValueError(f"audit.finalAnswer is for arithmetic and math, not for {to_camel(self.kind)}: remove audit")
+        if self.audit is not None and self.kind not in AUDITED_KINDS:
+            raise ValueError(
+                f"audit.finalAnswer is for {', '.join(map(to_camel, AUDITED_KINDS))}, not for {to_camel(self.kind)}: remove audit"
+            )
         return self
 
     @property

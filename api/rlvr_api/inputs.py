@@ -16,6 +16,7 @@ DATASET_FORMS = {
     "json_schema": "JSONL of prompt and schema",
     "regex": "JSONL of prompt, mustMatch, mustNotMatch and reference",
     "instructions": "JSONL of prompt and constraints",
+    "judge": "JSONL of prompt and rubric",
     "sql": "JSONL of prompt, schema, rows and reference",
 }
 TRACES = "JSONL or Parquet of messages, or of prompt and completion"

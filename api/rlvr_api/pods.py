@@ -27,6 +27,7 @@ RESERVED_ENV_PREFIXES = (
     "RLVR_",
     "AWS_",
     "TEACHER_API_KEY",
+    "JUDGE_API_KEY",
     "VLLM_SERVER_DEV_MODE",
     "LD_PRELOAD",
     "PYTHONPATH",

@@ -48,12 +48,19 @@ def verifier_command(python: str, host: str, port: int) -> tuple[str, ...]:
 
 TEACHER_API_KEY = "TEACHER_API_KEY"
 """Learner: bearer token for the teachers of `distill` stages, out of a Secret or the person's environment."""
+JUDGE_API_KEY = "JUDGE_API_KEY"
+"""Verifier: bearer token for the judges of all environments without a key of their own; out of the person's environment."""
 MAX_LAST_PROGRESS_BYTES = 4096
 """Size of the file LAST_PROGRESS_FILE; Kubernetes cuts longer termination messages."""
 VERIFIER_PORT = 8081
 LEARNER_STATUS_PORT = 8082
 ENGINE_PORT = 8000
 """Ports in the cluster; local runs take free ones."""
+
+
+def judge_key_variable(environment: str) -> str:
+    """Verifier: the variable with the bearer token for the judge of one environment, out of a Secret."""
+    return f"{JUDGE_API_KEY}_{environment.upper().replace('-', '_')}"
 
 
 class ExitCode:

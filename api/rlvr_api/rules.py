@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
-from rlvr_api.environments import AUDIT_KINDS, DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
+from rlvr_api.environments import AUDIT_KINDS, AUDITED_KINDS, DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
 from rlvr_api.integrity import CLIPPED_SHARE
 from rlvr_api.names import MAX_JOB_NAME
 from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
@@ -76,8 +76,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "a dataset has one level: remove levels, or list one environment for each difficulty",
         ),
         Rule(
-            "!has(self.audit) || has(self.arithmetic) || has(self.math)",
-            "audit.finalAnswer is for arithmetic and math alone: remove audit",
+            f"!has(self.audit) || {_any_of('self', AUDITED_KINDS)}",
+            f"audit.finalAnswer is for {', '.join(map(to_camel, AUDITED_KINDS))} alone: remove audit",
         ),
     ),
     "Noise": (Rule("self.falsePositiveRate + self.falseNegativeRate < 1.0", "error rates that add up to 1 leave nothing to learn"),),

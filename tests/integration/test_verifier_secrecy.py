@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from judge_server import judging
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -91,19 +92,32 @@ LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "zq73859",
         "SELECT count(x) FROM t",
     ),
+    "judge": ({"prompt": "Write the code.", "rubric": "It is zq-73859.", "reference": "zq-73859"}, "zq-73859", "It is zq-73859"),
 }
 """Kinds of datasets: a row, a part of it that nobody may see, and a right answer."""
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with judging(lambda _, answer: "zq-73859" in answer) as server:
+        yield from serve(tmp_path_factory, {"judge": {"endpoint": server.endpoint, "model": "sage"}})
+
+
+def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[str, Any]]) -> Iterator[Bench]:
     dataset = write_problems(tmp_path_factory.mktemp("data"), [("Factor it.", "(x-73859)(x+91127)")])
     environments_of_job = [
         {"name": "sums", "arithmetic": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
         {"name": "math", "math": {"dataset": dataset, "heldOut": 0.01}},
         {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
         *(
-            {"name": name_of(kind), to_camel(kind): {"dataset": write_rows(tmp_path_factory.mktemp(kind), row), "heldOut": 1e-4}}
+            {
+                "name": name_of(kind),
+                to_camel(kind): {
+                    "dataset": write_rows(tmp_path_factory.mktemp(kind), row),
+                    "heldOut": 1e-4,
+                    **settings.get(kind, {}),
+                },
+            }
             for kind, (row, _, _) in LISTED.items()
         ),
     ]

@@ -72,10 +72,11 @@ def test_credentials_reach_those_who_use_the_store_alone(folder):
     assert (learner["AWS_ACCESS_KEY_ID"], learner["CUDA_VISIBLE_DEVICES"]) == ("own", "0")
 
 
-def test_the_teachers_key_reaches_the_learner_alone(folder):
+def test_keys_reach_the_one_process_that_uses_them(folder):
+    keys = {"TEACHER_API_KEY": Role.LEARNER, "JUDGE_API_KEY": Role.VERIFIER, "JUDGE_API_KEY_ESSAYS": Role.VERIFIER}
     for role in Role:
-        env = child_spec(workload(role, needs_storage=True), folder, {"TEACHER_API_KEY": "k"}, {}, ()).env
-        assert ("TEACHER_API_KEY" in env) is (role is Role.LEARNER)
+        env = child_spec(workload(role, needs_storage=True), folder, dict.fromkeys(keys, "k"), {}, ()).env
+        assert {key for key in keys if key in env} == {key for key, owner in keys.items() if owner is role}
 
 
 def test_no_gpu_is_given_twice():

@@ -116,6 +116,13 @@ def test_says_that_a_store_cannot_be_reached(place, monkeypatch):
     assert found.startswith("spec.storage.endpoint: bucket 'runs' at http://127.0.0.1:9 cannot be reached")
 
 
+def test_says_where_a_judges_key_comes_from_here(place):
+    (place / "rows.jsonl").write_text("{}")
+    judge = {"dataset": "file://rows.jsonl", "endpoint": "https://j/v1", "model": "m", "credentialsSecret": {"name": "t"}}
+    (found,) = problems(place, environments=[{"name": "essays", "judge": judge}])
+    assert found.startswith("spec.environments[0].judge.credentialsSecret: is for clusters: remove it, and set JUDGE_API_KEY in the")
+
+
 def test_says_where_a_teachers_key_comes_from_here(place):
     teacher = {"endpoint": "https://t/v1", "model": "m", "credentialsSecret": {"name": "t"}}
     (found,) = problems(place, stages=[{"name": "a", "distill": {"teacher": teacher}}])

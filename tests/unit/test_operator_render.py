@@ -378,6 +378,40 @@ def test_processes_read_the_job_as_it_was_asked_for_and_no_default_is_spelled_ou
     assert "ttl" not in json.loads(text)["spec"]
 
 
+JUDGES = [
+    {
+        "name": name,
+        "judge": {
+            "dataset": "s3://d/e.jsonl",
+            "endpoint": f"https://{name}.example:{port}/v1",
+            "model": "m",
+            "credentialsSecret": {"name": secret},
+        },
+    }
+    for name, port, secret in (("essays", 8443, "sage"), ("short-essays", 9443, "owl"))
+]
+
+
+def test_only_the_verifier_gets_the_judges_keys_each_its_own():
+    asked = [
+        (item["kind"], entry["name"], entry["valueFrom"]["secretKeyRef"])
+        for item in render_all(edited(CPU, "environments", JUDGES))[-3:]
+        for container in containers_of(item["spec"]["template"])
+        for entry in container["env"]
+        if entry["name"].startswith("JUDGE_API_KEY")
+    ]
+    assert asked == [
+        ("Deployment", "JUDGE_API_KEY_ESSAYS", {"name": "sage", "key": "JUDGE_API_KEY"}),
+        ("Deployment", "JUDGE_API_KEY_SHORT_ESSAYS", {"name": "owl", "key": "JUDGE_API_KEY"}),
+    ]
+
+
+def test_the_verifier_may_reach_the_ports_of_its_judges():
+    policies = [item for item in render.standing(edited(CPU, "environments", JUDGES), OWNER, SITE) if item["kind"] == "NetworkPolicy"]
+    (egress,) = (policy["spec"]["egress"] for policy in policies if "egress" in policy["spec"])
+    assert {8443, 9443} <= {port["port"] for rule in egress for port in rule["ports"]}
+
+
 def test_only_the_learner_gets_the_teachers_key():
     teacher = {"endpoint": "https://t/v1", "model": "m", "credentialsSecret": {"name": "sage"}}
     job = edited(CPU, "stages", [{"name": name, "distill": {"teacher": teacher}} for name in ("a", "b")])

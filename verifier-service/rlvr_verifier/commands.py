@@ -103,11 +103,11 @@ async def _certify(spec: EnvironmentSpec, storage: Storage, verifiers: Verifiers
     job = _job(spec, storage, verifiers)
     environments = open_environments(job, os.environ)
     pool = WorkerPool(job.model_dump_json(by_alias=True), job.spec)
+    service = VerifierService(job.spec, environments, Seal(os.urandom(32)), pool, Instruments())
     try:
-        service = VerifierService(job.spec, environments, Seal(os.urandom(32)), pool, Instruments())
         return await Certification(job, environments[spec.name], service, tasks, seed).run()
     finally:
-        pool.close()
+        service.close()
 
 
 def _job(spec: EnvironmentSpec, storage: Storage, verifiers: Verifiers) -> RLVRJob:

@@ -1,23 +1,20 @@
-"""Scorers that wait for the sandbox: as many threads as there are slots, and a bounded queue before them."""
+"""Scorers that wait for the sandbox: as many threads as there are slots."""
 
-import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from rlvr_verifier.environments.base import Score
 from rlvr_verifier.instruments import Instruments
-from rlvr_verifier.pool import QUEUED_ITEMS_PER_WORKER, PoolBusyError
 from rlvr_verifier.sandbox.pool import Sandbox
 from rlvr_verifier.sandbox.probe import ATTACKS, Level
+from rlvr_verifier.threads import ScorerThreads
 
 
 class SandboxedScorers:
     """The sandbox of a service, and the threads that use it."""
 
     def __init__(self, sandbox: Sandbox, slots: int) -> None:
-        self._sandbox, self._slots = sandbox, slots
-        self._threads = ThreadPoolExecutor(slots, "sandbox")
-        self._waiting = 0
+        self._sandbox = sandbox
+        self._threads = ScorerThreads("sandbox", slots, "slots of the sandbox")
 
     @property
     def level(self) -> Level:
@@ -50,20 +47,9 @@ class SandboxedScorers:
             PoolBusyError: too many items are waiting.
             SandboxError: no slot starts.
         """
-        if self._waiting >= QUEUED_ITEMS_PER_WORKER * self._slots:
-            raise PoolBusyError(f"{self._waiting} items are waiting for {self._slots} slots of the sandbox; try again later")
-
-        def begin_and_score() -> Score:
-            begin()
-            return score()
-
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, begin_and_score)
-        finally:
-            self._waiting -= 1
+        return await self._threads.run(score, begin)
 
     def close(self) -> None:
         """End the sandbox; threads that wait for it notice."""
         self._sandbox.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.close()

@@ -1,7 +1,7 @@
 """Samples tasks and judges completions: the part of the service that knows no HTTP.
 
     sample: environment -> task -> payload sealed into the key
-    score:  id seen? -> open the key -> size gate -> environment (here, in a worker, or in a slot) -> verdict -> remembered by id
+    score:  id seen? -> open the key -> size gate -> environment (here, in a worker, in a slot, or elsewhere) -> verdict -> remembered by id
 
 An exception of a scorer is an `infra_error`, logged; it is never a zero, and never remembered. Its own words go nowhere: they may quote
 the answer.
@@ -29,7 +29,7 @@ from rlvr_api.wire import (
     Verdict,
     VerdictStatus,
 )
-from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Place, Score, invalid
+from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Place, Score, UnjudgedError, invalid
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments, QueueTicket
 from rlvr_verifier.integrity.auditors import open_auditors
@@ -38,6 +38,7 @@ from rlvr_verifier.pool import PoolBusyError, ScorerFailedError, ScorerTimeoutEr
 from rlvr_verifier.sandbox.pool import SandboxError
 from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
+from rlvr_verifier.threads import ScorerThreads
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,11 @@ class VerifierService:
         self._sandboxed = sandboxed
         if sandboxed is not None:
             sandboxed.publish(instruments)
+        self._remote = {
+            name: ScorerThreads(name, getattr(environment, "requests_in_flight", 1), "requests to another service")
+            for name, environment in environments.items()
+            if environment.place is Place.REMOTE
+        }
         self._integrity = IntegrityTraffic(spec.integrity, open_auditors(spec.environments, environments), seal, self._score_text)
         self._noise = {environment.name: environment.noise for environment in spec.environments}
         self._remembered: OrderedDict[str, tuple[str, asyncio.Future[Verdict]]] = OrderedDict()
@@ -85,6 +91,10 @@ class VerifierService:
     def close(self) -> None:
         """End all scorers; what they work on is lost."""
         self._pool.close()
+        for name, threads in self._remote.items():
+            threads.close()
+            if (close := getattr(self._environments[name], "close", None)) is not None:
+                close()
         if self._sandboxed is not None:
             self._sandboxed.close()
 
@@ -155,7 +165,7 @@ class VerifierService:
             future.cancel()
             raise
         future.set_result(verdict)
-        if verdict.status is VerdictStatus.INFRA_ERROR or not self._find(item.environment).deterministic:
+        if verdict.status is VerdictStatus.INFRA_ERROR:
             self._remembered.pop(item.id, None)
         return verdict
 
@@ -167,7 +177,7 @@ class VerifierService:
             return self._verdict(item, environment, VerdictStatus.TIMEOUT, 0.0, str(error), ticket)
         except PoolBusyError:
             raise
-        except (WorkerLostError, ScorerFailedError, SandboxError) as error:
+        except (WorkerLostError, ScorerFailedError, SandboxError, UnjudgedError) as error:
             logger.error("scoring %s of %s failed: %s", item.id, item.environment, error)
             return self._verdict(item, environment, VerdictStatus.INFRA_ERROR, None, str(error), ticket)
         except Exception as error:  # noqa: BLE001 - the border of the scorer: whatever it does, it is not the candidate's zero
@@ -192,8 +202,11 @@ class VerifierService:
             return environment.score(payload, completion, truncated)
         if environment.place is Place.WORKER:
             return await self._pool.run(environment.name, payload, completion, truncated, begin)
+        score = partial(environment.score, payload, completion, truncated)
+        if environment.place is Place.REMOTE:
+            return await self._remote[environment.name].run(score, begin)
         assert self._sandboxed is not None
-        return await self._sandboxed.run(partial(environment.score, payload, completion, truncated), begin)
+        return await self._sandboxed.run(score, begin)
 
     async def canaries(self, items: Sequence[ScoreItem]) -> tuple[CanaryVerdict, ...]:
         """Verdicts on the canaries that are drawn beside items that `check` let pass."""

@@ -1,7 +1,8 @@
 """From workloads to child processes: the environment that a plan does not set, log files, GPUs, and the S3 server as one more child.
 
 Children inherit the person's environment, since libraries are configured there, but for the S3 credentials, which only the processes that
-use the store get, the teachers' key, which only the learner gets, and for proxies, which loopback must not go through.
+use the store get, the keys of teachers and judges, which only the learner and the verifier get, and for proxies, which loopback must not go
+through.
 """
 
 import os
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rlvr_api.embedded_s3 import EmbeddedS3
-from rlvr_api.process import TEACHER_API_KEY, Role
+from rlvr_api.process import JUDGE_API_KEY, TEACHER_API_KEY, Role
 from rlvr_operator.local.folder import RunFolder
 from rlvr_operator.local.ports import HOST
 from rlvr_operator.local.process import ChildSpec
@@ -18,7 +19,8 @@ from rlvr_operator.plan import Workload
 
 S3_NAME = "s3"
 CREDENTIAL_PREFIX = "AWS_"
-LEARNER_ONLY = frozenset({TEACHER_API_KEY})
+KEYS = {TEACHER_API_KEY: Role.LEARNER, JUDGE_API_KEY: Role.VERIFIER}
+"""Beginnings of variables that hold keys, and who gets them."""
 LOOPBACK = f"{HOST},localhost"
 
 
@@ -36,7 +38,8 @@ def child_spec(
     inherited = {
         key: value
         for key, value in environ.items()
-        if (keep or not key.startswith(CREDENTIAL_PREFIX)) and (workload.role is Role.LEARNER or key not in LEARNER_ONLY)
+        if (keep or not key.startswith(CREDENTIAL_PREFIX))
+        and all(workload.role is role or not key.startswith(prefix) for prefix, role in KEYS.items())
     }
     visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     env = {

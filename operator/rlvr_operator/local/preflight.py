@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rlvr_api.inputs import input_files, map_inputs
 from rlvr_api.loading import Problem
 from rlvr_api.pods import Pod
-from rlvr_api.process import TEACHER_API_KEY
+from rlvr_api.process import JUDGE_API_KEY, TEACHER_API_KEY
 from rlvr_api.spec import RLVRJob, Scheduling, Ttl
 
 FILE_SCHEME = "file://"
@@ -84,6 +84,12 @@ def _cluster_problems(job: RLVRJob) -> Iterator[Problem]:
         yield Problem(
             "spec.stages", f"a teacher's credentialsSecret is for clusters: remove it, and set {TEACHER_API_KEY} in the environment instead"
         )
+    for index, environment in enumerate(spec.environments):
+        if environment.judge is not None and environment.judge.credentials_secret is not None:
+            yield Problem(
+                f"spec.environments[{index}].judge.credentialsSecret",
+                f"is for clusters: remove it, and set {JUDGE_API_KEY} in the environment instead",
+            )
     if spec.suspend:
         yield Problem("spec.suspend", "is for clusters: remove it; a local run stops on Ctrl-C and goes on with the same command")
     if spec.verifiers.replicas > 1 or spec.verifiers.max_replicas not in (None, 1):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from rlvr_api import names
 from rlvr_api.pods import Pod, Toleration
-from rlvr_api.process import TEACHER_API_KEY, Role
+from rlvr_api.process import JUDGE_API_KEY, TEACHER_API_KEY, Role, judge_key_variable
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import Preparation, Workload
 from rlvr_operator.render.sandbox import VOLUME, sandbox_container, sandbox_mount
@@ -78,7 +78,9 @@ def _container(job: RLVRJob, owner: Owner, site: Site, workload: Workload, image
         "image": image,
         "imagePullPolicy": site.pull_policy,
         "command": list(workload.command),
-        "env": _env(job, {**workload.env, **_own_env(job, owner)}, workload.needs_storage) + _teacher_key(job, role),
+        "env": _env(job, {**workload.env, **_own_env(job, owner)}, workload.needs_storage)
+        + _teacher_key(job, role)
+        + _judge_keys(job, role),
         "ports": [{"name": "http", "containerPort": workload.port, "protocol": "TCP"}],
         "resources": _resources({**settings.resources.requests, **gpus}, {**settings.resources.limits, **gpus}),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -121,6 +123,17 @@ def _teacher_key(job: RLVRJob, role: Role) -> list[Object]:
         return []
     found = dict.fromkeys(secret.name for secret in job.spec.teacher_secrets)
     return [{"name": TEACHER_API_KEY, "valueFrom": {"secretKeyRef": {"name": name, "key": TEACHER_API_KEY}}} for name in found]
+
+
+def _judge_keys(job: RLVRJob, role: Role) -> list[Object]:
+    if role is not Role.VERIFIER:
+        return []
+    found = [(environment.name, environment.judge.credentials_secret) for environment in job.spec.environments if environment.judge]
+    return [
+        {"name": judge_key_variable(name), "valueFrom": {"secretKeyRef": {"name": secret.name, "key": JUDGE_API_KEY}}}
+        for name, secret in found
+        if secret is not None
+    ]
 
 
 def _resources(requests: Mapping[str, str], limits: Mapping[str, str]) -> Object:

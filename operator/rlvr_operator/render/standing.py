@@ -70,10 +70,11 @@ def _policy(owner: Owner, role: Role, ingress: list[Object], egress: list[Object
 
 
 def _verifier_egress(job: RLVRJob) -> list[Object]:
-    """DNS, and the ports of store and trace collector: an address in a job is a name, which a NetworkPolicy cannot hold."""
+    """DNS, and the ports of store, trace collector and judges: an address in a job is a name, which a NetworkPolicy cannot hold."""
     dns = [{"protocol": protocol, "port": DNS_PORT} for protocol in ("TCP", "UDP")]
     tracing, storage = job.spec.observability.tracing, job.spec.storage
     urls = [storage.endpoint or "https://s3", *([tracing.endpoint] if tracing is not None else [])]
+    urls += [environment.judge.endpoint for environment in job.spec.environments if environment.judge is not None]
     return [{"ports": dns}, {"ports": _tcp(*sorted({_port(url) for url in urls}))}]
 
 

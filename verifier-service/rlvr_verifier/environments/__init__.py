@@ -11,6 +11,7 @@ from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.instructions import InstructionsEnvironment
 from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
+from rlvr_verifier.environments.judge import JudgeEnvironment
 from rlvr_verifier.environments.math_problems import MathEnvironment
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
@@ -30,6 +31,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "regex": RegexEnvironment,
     "instructions": InstructionsEnvironment,
     "sql": SqlEnvironment,
+    "judge": JudgeEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,

@@ -19,10 +19,16 @@ class Place(StrEnum):
     """In killable worker processes, since a library may take any time."""
     SANDBOX = "sandbox"
     """In threads that wait for the sandbox, which bounds what it runs."""
+    REMOTE = "remote"
+    """In threads that wait for another service, `requests_in_flight` of them."""
 
 
 class EnvironmentSetupError(ValueError):
     """The environment cannot be used as the job describes it; the message is for a person."""
+
+
+class UnjudgedError(RuntimeError):
+    """What an environment asks gave no verdict: an `infra_error`. The message says why, and nothing of the task."""
 
 
 class NoSuchTaskError(ValueError):

@@ -25,6 +25,7 @@ class DatasetReader:
 
     def __init__(self, storage: Storage, environ: Mapping[str, str], *, checked: bool = False) -> None:
         self.checked = checked
+        self.environ = environ
         self._storage = storage
         self._endpoint = storage.endpoint or environ.get(Variable.S3_ENDPOINT)
 
