@@ -184,6 +184,16 @@ class Judge(ApiModel):
     """Longest answer that is shown to the judge; a longer one is `invalid`."""
 
 
+class Plugin(ApiModel):
+    """An environment of another distribution, which must be installed beside the verifier service; it is found by its entry point of the
+    group `rlvr.environments`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+    """Name of the entry point."""
+    options: Annotated[dict[str, JsonValue], Field(max_length=64, default_factory=dict)]
+    """What it is opened with. The plug-in says which there are, and refuses others."""
+
+
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -279,6 +289,7 @@ ENVIRONMENT_KINDS = (
     "instructions",
     "sql",
     "judge",
+    "plugin",
 )
 DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql", "judge")
 """Kinds whose problems are listed: they have level 0 alone."""
@@ -317,6 +328,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of queries to write."""
     judge: Judge | None = None
     """A dataset of tasks that a language model judges."""
+    plugin: Plugin | None = None
+    """An environment of another distribution."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

@@ -16,6 +16,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from plugin_package import write_plugin
 from pydantic import JsonValue
 from pydantic.alias_generators import to_camel
 from verifier_jobs import verifier_job, write_problems, write_rows
@@ -99,7 +100,8 @@ LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with judging(lambda _, answer: "zq-73859" in answer) as server:
+    with judging(lambda _, answer: "zq-73859" in answer) as server, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(write_plugin(tmp_path_factory.mktemp("site")))
         yield from serve(tmp_path_factory, {"judge": {"endpoint": server.endpoint, "model": "sage"}})
 
 
@@ -109,6 +111,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[
         {"name": "sums", "arithmetic": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
         {"name": "math", "math": {"dataset": dataset, "heldOut": 0.01}},
         {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
+        {"name": "plugin", "plugin": {"name": "reversal"}},
         *(
             {
                 "name": name_of(kind),
@@ -133,7 +136,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[
         app = build_app(service, instruments, Drain())
     with TestClient(app, raise_server_exceptions=False) as client:
         keys, golds = {}, {name_of(kind): gold for kind, (_, gold, _) in LISTED.items()}
-        for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0, **dict.fromkeys(golds, 0)}.items():
+        for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0, "plugin": 0, **dict.fromkeys(golds, 0)}.items():
             request = {"environment": name, "split": "train", "seed": 5, "level": level}
             keys[name] = client.post("/v1/sample", json={"items": [request]}).json()["tasks"][0]["taskKey"]
             payload = Seal(b"k" * 32).open(keys[name], name, environments[name].version)
@@ -165,7 +168,7 @@ def test_every_kind_of_environment_is_here(bench: Bench) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", *map(name_of, LISTED)]),
+    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", "plugin", *map(name_of, LISTED)]),
     completion=st.text(max_size=200) | st.sampled_from(["too long", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1"]),
     truncated=st.booleans(),
 )

@@ -13,6 +13,7 @@ from rlvr_verifier.environments.instructions import InstructionsEnvironment
 from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
 from rlvr_verifier.environments.judge import JudgeEnvironment
 from rlvr_verifier.environments.math_problems import MathEnvironment
+from rlvr_verifier.environments.plugin import PluginEnvironment
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
 from rlvr_verifier.environments.regex import RegexEnvironment
@@ -32,6 +33,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "instructions": InstructionsEnvironment,
     "sql": SqlEnvironment,
     "judge": JudgeEnvironment,
+    "plugin": PluginEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,
