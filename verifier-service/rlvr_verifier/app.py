@@ -22,6 +22,7 @@ from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments
+from rlvr_verifier.nemo_gym import add_nemo_gym
 from rlvr_verifier.pool import PoolBusyError
 from rlvr_verifier.seal import UnknownKeyError
 from rlvr_verifier.service import IdReusedError, UnknownEnvironmentError, VerifierService
@@ -43,6 +44,7 @@ def build_app(service: VerifierService, instruments: Instruments, drain: Drain) 
     _add_errors(app)
     _add_border(app, drain)
     _add_work(app, service, instruments)
+    add_nemo_gym(app, service, instruments)
 
     @app.get("/v1/environments")
     def environments() -> EnvironmentsResponse:
@@ -89,9 +91,7 @@ def _add_work(app: FastAPI, service: VerifierService, instruments: Instruments) 
             canaries = await service.canaries(message.items)
             span.set_attribute("rlvr.items", len(verdicts))
         for item, verdict in zip(message.items, verdicts, strict=True):
-            instruments.verdicts.labels(item.environment, verdict.status.value).inc()
-            instruments.seconds.labels(item.environment).observe(verdict.seconds)
-            instruments.note_audit(item.environment, verdict)
+            instruments.note_verdict(item.environment, verdict)
         return ScoreResponse(verdicts=tuple(verdicts), canaries=canaries)
 
 

@@ -63,8 +63,10 @@ class Instruments:
         self.queued = Gauge("rlvr_verifier_queued_items", "Items that wait for a scorer", registry=self.registry)
         self.in_flight = Gauge("rlvr_verifier_in_flight_items", "Items that a scorer works on", registry=self.registry)
 
-    def note_audit(self, environment: str, verdict: Verdict) -> None:
-        """Count a verdict's audit, if it has one."""
+    def note_verdict(self, environment: str, verdict: Verdict) -> None:
+        """Count a verdict, and its audit if it has one."""
+        self.verdicts.labels(environment, verdict.status.value).inc()
+        self.seconds.labels(environment).observe(verdict.seconds)
         if verdict.audit is not None:
             paid, right = verdict.status is VerdictStatus.PASS, verdict.audit.score > 0
             self.audits.labels(environment, _word(paid), _word(right), _word(verdict.audit.flaky)).inc()
