@@ -64,6 +64,21 @@ REFUSED = {
         {"name": "m", "math": {"dataset": "file:///d"}, "levels": {"maximum": 2}},
         "a dataset has one level",
     ),
+    "a dataset of queries with levels": (
+        "spec.environments.0",
+        {"name": "q", "sql": {"dataset": "file:///d"}, "levels": {"maximum": 2}},
+        "a dataset has one level",
+    ),
+    "an audit of what has no final answer": (
+        "spec.environments.0",
+        {"name": "q", "regex": {"dataset": "file:///d"}, "audit": {"finalAnswer": {}}},
+        "audit.finalAnswer is for arithmetic, math, judge, not for regex",
+    ),
+    "a judge at no address": (
+        "spec.environments.0",
+        {"name": "j", "judge": {"dataset": "file:///d", "endpoint": "judge.example", "model": "m"}},
+        "endpoint",
+    ),
     "an instruction without the problem": ("spec.environments.0.arithmetic", {"instruction": "Say a number."}, "{problem}"),
     "an operation twice": ("spec.environments.0.arithmetic", {"operations": ["+", "+"]}, "twice"),
     "a group of one": ("spec.stages.0.rlvr.groupSize", 1, "at least 2"),
