@@ -33,6 +33,7 @@ def coder(train, store):
     job = train(
         **{
             **LONG_JOB,
+            "model": {"maxModelLen": 128},
             "rollouts": {"replicas": 1},
             "environments": [
                 {"name": "sums", "arithmetic": {"operations": ["+"], "instruction": "{problem}="}},
@@ -79,15 +80,19 @@ def test_exploits_are_not_paid_in_a_restricted_pod_and_right_functions_are(coder
 
 def test_verifiers_are_added_while_completions_wait(coder):
     before = coder.untouched("learner", "rollout")
-    enough = threading.Event()
+    enough, paid, refused = threading.Event(), [], []
 
     def flood():
         for number in itertools.count():
             if enough.is_set():
                 return
             wrong = [f"```python\n{SPIN.format(number=f'{number}{one}')}\n```" for one in range(32)]
-            verdicts = score(coder, wrong, f"flood/{number}")
-            assert {verdict["status"] for verdict in verdicts} == {"fail"}
+            try:
+                verdicts = score(coder, wrong, f"flood/{number}")
+            except httpx.HTTPError as error:  # more than the service takes: it says so, and the learner would try again
+                refused.append(str(error))
+            else:
+                paid.extend(verdict for verdict in verdicts if verdict["status"] == "pass")
 
     def replicas(job):
         deployment = child_name(job.name, Role.VERIFIER)
@@ -96,9 +101,10 @@ def test_verifiers_are_added_while_completions_wait(coder):
     thread = threading.Thread(target=flood)
     thread.start()
     try:
-        coder.wait(lambda job: replicas(job) == 2, 180, "a second verifier is ready")
+        coder.wait(lambda job: replicas(job) == 2, 180, f"a second verifier is ready; refused so far: {refused}")
     finally:
         enough.set()
         thread.join(150)
+    assert not paid
     coder.steps_go_on(90)
     assert coder.untouched("learner", "rollout") == before
