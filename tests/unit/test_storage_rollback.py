@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlvr_api.cli import UserError
+from rlvr_api.spec import RLVRJob
 from rlvr_trainer.metrics import StepMetrics
 from rlvr_trainer.metrics_log import key_of, measured_steps, read_steps
+from rlvr_trainer.report.page import render
+from rlvr_trainer.report.records import read_step, recorded_steps
+from rlvr_trainer.report.run_data import RunData
+from rlvr_trainer.report.source import RunSource
 from rlvr_trainer.rollout import Admission
-from rlvr_trainer.storage.checkpoint_reader import kept_steps
+from rlvr_trainer.storage.checkpoint_reader import committed_places, kept_steps, latest_place
 from rlvr_trainer.storage.documents import Discard
 from rlvr_trainer.storage.errors import AlreadyExistsError, CorruptObjectError, RolledBackError
 from rlvr_trainer.storage.layout import StageKeys
@@ -228,3 +234,49 @@ def test_there_is_always_a_checkpoint_from_before_the_window_and_few_are_kept(ev
         farthest = max(farthest, step - before[-1] if before else 0)
     assert farthest < 2 * window + 2 * every
     assert kept_steps(committed, keep_last) == set(committed[-keep_last:])
+
+
+def test_the_newest_checkpoint_is_one_that_counts(store):
+    take_steps(store, 4)
+    for step in (2, 4):
+        store.put(STAGE.manifest(step), b"{}")
+    assert latest_place(store, STAGE) == (STAGE, 4)
+    roll_back(store, 0, 2)
+    assert latest_place(store, [STAGE]) == (STAGE, 2)
+    branch = StageKeys(0, "climb", 1)
+    store.put(branch.manifest(3), b"{}")
+    assert latest_place(store, STAGE) == (branch, 3)
+    assert committed_places(store, STAGE) == ((STAGE, 2), (branch, 3))
+
+
+def test_rollouts_that_were_taken_back_are_shown_when_asked_for(store):
+    take_steps(store, 4)
+    roll_back(store, 0, 2)
+    take_steps(store, 1)
+    source = RunSource(make_job(), store)
+    assert recorded_steps(store, STAGE) == [1, 2, 3]
+    assert recorded_steps(store, STAGE, branch=0) == [1, 2, 3, 4]
+    assert read_step(source, 3).record.weight_version == 22
+    assert read_step(source, 3, branch=0).record.weight_version == 12
+    with pytest.raises(UserError, match="run arithmetic has no step 4; stage climb has steps 1 to 3"):
+        read_step(source, 4)
+    with pytest.raises(UserError, match="has no branch 2"):
+        read_step(source, 1, branch=2)
+
+
+def test_the_report_says_what_was_taken_back_and_why(store):
+    take_steps(store, 3)
+    _, record = roll_back(store, 0, 1)
+    page = render(RunData(make_job(), [], (), (), rollbacks=(record,)), NOW)
+    assert "Stage climb was rolled back from step 3 to step 1 on 2026-01-01 00:00 UTC: m" in page
+    assert "Taken back" not in render(RunData(make_job(), [], (), ()), NOW)
+
+
+def make_job():
+    return RLVRJob.model_validate({
+        "apiVersion": "rlvr.dev/v1alpha1", "kind": "RLVRJob", "metadata": {"name": "arithmetic"},
+        "spec": {
+            "model": {"uri": "file:///m"}, "environments": [{"name": "sums", "arithmetic": {}}],
+            "stages": [{"name": "climb", "rlvr": {"steps": 9, "promptsPerStep": BATCH}}],
+        },
+    })  # fmt: skip
