@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 
 from rlvr_api.wire import EnvironmentsResponse, ErrorResponse, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse
 from rlvr_verifier.drain import Drain
@@ -129,6 +130,14 @@ def _add_errors(app: FastAPI) -> None:
         return _error(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
     app.add_exception_handler(RequestValidationError, invalid_request)
+
+    def refused(request: Request, error: Exception) -> Response:
+        """A body that is not UTF-8, an unknown path, another method: the framework's own refusals, in the form of all others."""
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers) if error.headers is not None else None
+        return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}", headers)
+
+    app.add_exception_handler(HTTPException, refused)
 
 
 def _add_border(app: FastAPI, drain: Drain) -> None:
