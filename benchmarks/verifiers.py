@@ -248,7 +248,12 @@ def running_service(folder: Path) -> Iterator[Service]:
         {"name": "symbols", "math": {"dataset": f"file://{folder}/symbols"}},
         {"name": "functions", "pythonFunctions": {"dataset": f"file://{folder}/functions"}},
     ]
-    spec = {"model": {"uri": "file:///none"}, "environments": environments, "stages": [{"name": "climb", "rlvr": {"steps": 1}}]}
+    spec = {
+        "model": {"uri": "file:///none"},
+        "environments": environments,
+        "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
+        "integrity": {"allowUncertified": True},
+    }
     job = RLVRJob.model_validate({"apiVersion": "rlvr.dev/v1alpha1", "kind": "RLVRJob", "metadata": {"name": "bench"}, "spec": spec})
     (folder / "job.json").write_text(job.model_dump_json(by_alias=True))
     port = free_port()

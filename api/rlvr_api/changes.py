@@ -12,8 +12,8 @@ from rlvr_api.spec import RLVRJobSpec
 
 CHANGEABLE = (
     ("storage", "endpoint"), ("storage", "region"), ("storage", "credentialsSecret"), ("rollouts",), ("learner",), ("verifiers",),
-    ("weightSync",), ("integrity", "canaryRate"), ("integrity", "maxHackRate"), ("integrity", "minYouden"),
-    ("integrity", "windowSteps"), ("integrity", "onViolation"),
+    ("weightSync",), ("integrity", "allowUncertified"), ("integrity", "canaryRate"), ("integrity", "maxHackRate"),
+    ("integrity", "minYouden"), ("integrity", "windowSteps"), ("integrity", "onViolation"),
     ("failurePolicy",), ("deadlines",), ("observability",), ("scheduling",), ("ttl",), ("suspend",),
 )  # fmt: skip
 """Paths below `spec` that may change. `rlvr_api.rules` says the same to the API server."""

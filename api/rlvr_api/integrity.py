@@ -42,6 +42,9 @@ class Integrity(ApiModel):
 
     audit: Audit | None = None
     """Unset: no audits, and nothing is known of wrong answers that are paid."""
+    allow_uncertified: bool = False
+    """Let environments judge that have no valid certificate of `rlvr environment certify`; `status.progress.uncertified` names them. False:
+    the verifier service refuses them."""
     canary_rate: Fraction = 0.01
     """Canaries for each completion: answers that are known to be right, wrong, or exploits of graders, judged among the others."""
     max_hack_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02

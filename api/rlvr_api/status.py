@@ -139,6 +139,8 @@ class Progress(ApiModel):
     """Unset where no step of the stage was taken back."""
     sandbox_level: SandboxLevel | None = None
     """Level of the sandbox that runs what the model wrote, as the verifier service measured it; unset without environments of code."""
+    uncertified: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    """Environments that judge without a valid certificate, as `integrity.allowUncertified` lets them."""
     message: Text = ""
     """What the learner is doing now, in a few words, on one line."""
     last_updated: AwareDatetime

@@ -224,6 +224,8 @@ class EnvironmentsResponse(ApiModel):
     """All environments of the job."""
     sandbox_level: SandboxLevel | None = None
     """Of the sandbox in which code runs that the model wrote, as measured at the start; unset where no environment has any."""
+    uncertified: tuple[Name, ...] = ()
+    """Environments without a valid certificate, as `integrity.allowUncertified` lets them judge."""
 
 
 BaseUrl = Annotated[str, Field(max_length=512, pattern=r"^http://[A-Za-z0-9.:\[\]-]+$")]

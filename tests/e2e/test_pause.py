@@ -20,7 +20,7 @@ spec:
   sampling: {{maxTokens: 3}}
   stages: [{{name: climb, rlvr: {{steps: 4, promptsPerStep: 8, groupSize: 4, optimizer: {{learningRate: 1.0e-3}}}}}}]
   evaluation: {{tasksPerEnvironment: 4, samplesPerTask: 2}}
-  integrity: {{audit: {{positiveRate: 1.0, negativeRate: 0.5}}, canaryRate: 1.0, onViolation: {on_violation}}}
+  integrity: {{audit: {{positiveRate: 1.0, negativeRate: 0.5}}, canaryRate: 1.0, allowUncertified: true, onViolation: {on_violation}}}
 """
 
 
@@ -54,3 +54,27 @@ def test_a_job_whose_verifier_is_exploitable_pauses_and_goes_on_when_told_to(tmp
     assert (status["phase"], status["progress"]["step"], status["executionAttempt"]) == ("Succeeded", 4, 2)
     assert status["progress"]["rewardTrust"]["audited"] > 0
     assert "Can the reward be believed?" in (tmp_path / "runs" / "exploited" / "report.html").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_job_whose_verifier_is_exploitable_is_rolled_back_and_goes_on_from_there(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "tiny")
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB.format(model=tmp_path / "tiny", on_violation="Rollback"))
+    paused = run(file)
+    assert paused.returncode == 1, paused.stdout + paused.stderr
+    for words in ("rolled back from step 1 to step 0 by integrity.onViolation", "question-echo", "paused (RewardNotTrustworthy)"):
+        assert words in paused.stderr
+    status = json.loads((tmp_path / "runs" / "exploited" / "status.json").read_text())
+    assert (status["phase"], status["progress"]["rollback"]) == ("Suspended", {"number": 1, "fromStep": 1, "toStep": 0})
+    assert "Stage climb was rolled back from step 1 to step 0" in (tmp_path / "runs" / "exploited" / "report.html").read_text()
+    file.write_text(JOB.format(model=tmp_path / "tiny", on_violation="Warn"))
+    finished = run(file)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    command = [sys.executable, "-m", "rlvr_api", "rollouts", "exploited", "--runs-dir", str(tmp_path / "runs"), "--step", "1", "--json"]
+    now, before = (
+        [json.loads(line) for line in subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout.splitlines()]
+        for more in ([], ["--branch", "0"])
+    )
+    assert {one["group"] for one in now}.isdisjoint(one["group"] for one in before), "no prompt is given out twice"

@@ -1,43 +1,43 @@
 """The battery of `rlvr environment certify`: it passes what is sound, and each check finds the fault that it is for."""
 
-import asyncio
 import importlib
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from commands import free_port, wait_for
 from verifier_jobs import verifier_job, write_problems
 
 from rlvr_api.cli import main
+from rlvr_api.inputs import map_inputs
+from rlvr_api.loading import load_job
+from rlvr_api.process import ExitCode, Variable
+from rlvr_api.spec import Storage
 from rlvr_api.wire import MAX_COMPLETION_BYTES
-from rlvr_verifier.environments import open_environments
+from rlvr_verifier.environments import open_environments, open_sandboxed
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
-from rlvr_verifier.environments.base import Score, passed
-from rlvr_verifier.instruments import Instruments
-from rlvr_verifier.integrity.certification import Certificate, Certification
+from rlvr_verifier.environments.base import EnvironmentSetupError, Score, passed
+from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
+from rlvr_verifier.integrity.certificates import Certificate, find_uncertified
+from rlvr_verifier.integrity.certify import certify as run_battery
 from rlvr_verifier.integrity.hostile import HANGING, PERSISTENT
 from rlvr_verifier.integrity.source_scan import scan_sources
-from rlvr_verifier.pool import WorkerPool
-from rlvr_verifier.seal import Seal
-from rlvr_verifier.service import VerifierService
+from rlvr_verifier.sandbox.pool import Sandbox
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SUMS = {"name": "sums", "arithmetic": {}, "levels": {"start": 1, "maximum": 3}}
 
 
 def certify(environment: dict[str, object], tasks: int = 12, **verifiers: object) -> Certificate:
-    async def run() -> Certificate:
-        job = verifier_job([environment], {"canaryRate": 0.0}, **verifiers)
-        environments = open_environments(job, {})
-        pool = WorkerPool(job.model_dump_json(by_alias=True), job.spec)
-        try:
-            service = VerifierService(job.spec, environments, Seal(os.urandom(32)), pool, Instruments())
-            return await Certification(job, environments[str(environment["name"])], service, tasks, 0).run()
-        finally:
-            pool.close()
-
-    return asyncio.run(run())
+    spec = verifier_job([environment], **verifiers).spec
+    return run_battery(spec.environments[0], spec.storage, spec.verifiers, tasks, seed=0)
 
 
 def failing(certificate: Certificate) -> dict[str, tuple[str, ...]]:
@@ -154,10 +154,7 @@ def test_the_command_prints_a_table_and_writes_a_certificate(tmp_path: Path, cap
 
 
 def test_a_job_file_is_certified_by_environment_and_faults_have_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = {"name": "code", "pythonFunctions": {"dataset": "file:///none.jsonl"}}
     job = verifier_job([SUMS, {"name": "weak", "arithmetic": {"extraction": "expression"}}])
-    coding = tmp_path / "code.json"
-    coding.write_text(verifier_job([code]).model_dump_json(by_alias=True, exclude_none=True))
     file = tmp_path / "job.json"
     file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
     assert main(["environment", "certify", str(file), "--tasks", "6"]) == 1
@@ -168,9 +165,126 @@ def test_a_job_file_is_certified_by_environment_and_faults_have_the_way_out(tmp_
     assert main(["environment", "certify", str(file), "--name", "sums", "--tasks", "6"]) == 0
     for arguments, part in (
         ([str(file), "--name", "none"], "it has sums, weak"),
-        ([str(coding)], "environment code runs code"),
         (["chain_sums"], "neither a file nor an environment"),
         (["arithmetic", "--tasks", "1"], "write 2 or more"),
     ):
         assert main(["environment", "certify", *arguments]) == 2
         assert part in capsys.readouterr().err
+
+
+FUNCTIONS = [
+    {"prompt": "Write add(a, b).", "entryPoint": "add", "visible": [[2, 3]], "hidden": [[0, 0], [-1, 1], [10, 32]],
+     "reference": "def add(a, b):\n    return a + b"},
+    {"prompt": "Write pair(x), which returns a list of x and a copy.", "entryPoint": "pair", "hidden": [["a"], [None], [[1, 2.5]]],
+     "expected": [["a", "a"], [None, None], [[1, 2.5], [1, 2.5]]]},
+    {"prompt": "Write digits(n), the set of n's digits.", "entryPoint": "digits", "visible": [[7]], "hidden": [[10], [121]],
+     "reference": "def digits(n):\n    return {int(c) for c in str(n)}"},
+    {"prompt": "Write half(n), a float, and infinity for 0.", "entryPoint": "half", "hidden": [[1], [0], [-3]],
+     "reference": "def half(n):\n    return n / 2 if n else float('inf')"},
+]  # fmt: skip
+PROGRAMS = [
+    {"prompt": "Print the sum.", "tests": [{"input": "1\n2\n", "output": "3"}, {"input": "-4\n5", "output": "1\n"}]},
+    {"prompt": "Print the lines, reversed.", "tests": [{"input": "a\nb\n", "output": "b\na\n"}, {"input": "ä ü\n", "output": "ä ü\n"}]},
+    {"prompt": "Print how many lines there are.", "tests": [{"input": "", "output": "0"}, {"input": "x\ny\n", "output": "2"}]},
+]  # fmt: skip
+
+
+def write_dataset(folder: Path, rows: list[dict[str, object]]) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return f"file://{file}"
+
+
+def code_environment(folder: Path, kind: str) -> dict[str, object]:
+    rows = FUNCTIONS if kind == "pythonFunctions" else PROGRAMS
+    return {"name": "code", kind: {"dataset": write_dataset(folder, rows), "heldOut": 0.001, "timeLimitSeconds": 2.0}}
+
+
+@pytest.mark.parametrize("kind", ["pythonFunctions", "stdio"])
+def test_code_is_certified_by_programs_made_of_its_inputs(tmp_path: Path, kind: str) -> None:
+    found = certify(code_environment(tmp_path, kind), tasks=4)
+    assert failing(found) == {}
+    assert found.certified
+    right = next(check for check in found.checks if check.name == "right answers are paid")
+    assert right.trials == (4 if kind == "pythonFunctions" else 3)
+    assert found.slowest_seconds < 4.0
+
+
+def test_a_grader_of_code_that_pays_for_what_the_prompt_shows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PythonFunctionsEnvironment.score
+    lenient = lambda self, payload, text, cut: passed("shown") if "T = {'(2, 3)': 5}" in text else real(self, payload, text, cut)  # noqa: E731
+    monkeypatch.setattr(PythonFunctionsEnvironment, "score", lenient)
+    details = failing(certify(code_environment(tmp_path, "pythonFunctions"), tasks=4))
+    assert details["exploits are refused"] == ("visible-only was pass (1)",)
+
+
+def start_service(job_file: Path) -> "subprocess.Popen[str]":
+    """The service, once it is ready or has ended."""
+    url = f"http://127.0.0.1:{(port := free_port())}/readyz"
+    env = {**os.environ, Variable.JOB_FILE: str(job_file)}
+    command = [sys.executable, "-m", "rlvr_verifier", "--port", str(port)]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    def is_settled() -> bool:
+        try:
+            return process.poll() is not None or httpx.get(url, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_for(is_settled, 60, "the service is neither ready nor over")
+    return process
+
+
+def test_the_service_refuses_a_dataset_until_the_command_that_it_names_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_problems(tmp_path, [(f"What is {n} times {n}?", str(n * n)) for n in range(3, 30)])
+    job = verifier_job([{"name": "math", "math": {"dataset": dataset}}], {"allowUncertified": False}, itemTimeoutSeconds=5.0)
+    file = tmp_path / "job.json"
+    file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    refused = start_service(file)
+    words = refused.communicate()[1]
+    assert refused.returncode == ExitCode.BAD_INPUT
+    assert "environment math is not certified: there is no" in words
+    assert "run `rlvr environment certify JOB.yaml --name math`" in words
+    assert main(["environment", "certify", str(file), "--name", "math", "--tasks", "6"]) == 0
+    assert f"certificate: {dataset}.certificate.json" in capsys.readouterr().out
+    accepted = start_service(file)
+    try:
+        assert accepted.poll() is None
+    finally:
+        accepted.kill()
+        accepted.communicate()
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_example_judges_without_a_further_step(file: Path) -> None:
+    job = load_job(file.read_bytes())
+    data = f"file://{EXAMPLES / 'data'}"
+    job = job.model_copy(update={"spec": map_inputs(job.spec, lambda uri: uri.replace("file://data", data))})
+    sandbox = Sandbox(1) if job.spec.runs_code else None
+    try:
+        environments = open_environments(job, {})
+        if sandbox is not None:
+            environments |= open_sandboxed(job, {}, sandbox)
+        uncertified = find_uncertified(job, environments, DatasetReader(job.spec.storage, {}))
+    finally:
+        if sandbox is not None:
+            sandbox.close()
+    assert uncertified == (("sums",) if file.stem == "05-audited" else ())
+
+
+def test_a_dataset_in_s3_has_its_certificate_beside_it(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    dataset = f"{s3.folder('certified')}/rows.jsonl"
+    reader = DatasetReader(Storage(endpoint=s3.endpoint), {})
+    reader.write(dataset, "\n".join(json.dumps({"problem": f"{n}?", "answer": str(n)}) for n in range(30)).encode())
+    job = verifier_job([{"name": "math", "math": {"dataset": dataset}}], {"allowUncertified": False})
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"storage": Storage(endpoint=s3.endpoint)})})
+    environments = open_environments(job, {})
+    with pytest.raises(EnvironmentSetupError, match=f"there is no {dataset}.certificate.json"):
+        find_uncertified(job, environments, reader)
+    reader.write(f"{dataset}.certificate.json", b"{}")
+    with pytest.raises(EnvironmentSetupError, match="is no certificate of this version"):
+        find_uncertified(job, environments, reader)
+    with pytest.raises(EnvironmentSetupError, match="cannot be written to"):
+        reader.write("s3://no-such-bucket-here/rows", b"")

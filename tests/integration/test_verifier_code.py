@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rlvr_api.environments import EnvironmentSpec, PythonFunctions, Stdio
+from rlvr_api.integrity import Integrity
 from rlvr_api.spec import RLVRJob, Storage
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.app import build_app
@@ -237,6 +238,23 @@ def test_code_is_judged_over_http_and_the_level_is_published(tmp_path: Path) -> 
     assert "rlvr_verifier_sandbox_level 1.0" in text
     assert 'rlvr_verifier_sandbox_blocked{attack="network"} 1.0' in text
     assert 'rlvr_verifier_queue_wait_seconds_count{environment="code"} 3.0' in text
+
+
+def test_canaries_among_code_are_programs_for_the_very_task(tmp_path: Path, sandbox: Sandbox) -> None:
+    (tmp_path / "programs").mkdir()
+    job = make_job(write_rows(tmp_path, SUM), write_rows(tmp_path / "programs", ADD))
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"integrity": Integrity(canary_rate=1.0)})})
+    instruments = Instruments()
+    pool = WorkerPool(job.model_dump_json(), job.spec)
+    service = VerifierService(job.spec, open_sandboxed(job, {}, sandbox), Seal(b"k" * 32), pool, instruments, SandboxedScorers(sandbox, 1))
+    app = build_app(service, instruments, Drain())  # without its lifespan, which would close the sandbox of the other tests
+    client = TestClient(app)
+    for name in ("code", "programs"):
+        task = client.post("/v1/sample", json={"items": [{"environment": name, "split": "train", "seed": 1}]}).json()["tasks"][0]
+        items = [{"id": f"{name}{n}", "environment": name, "taskKey": task["taskKey"], "completion": "none"} for n in range(24)]
+        canaries = client.post("/v1/score", json={"items": items}).json()["canaries"]
+        assert [(canary["environment"], canary["kept"]) for canary in canaries] == [(name, True)] * 24
+        assert {canary["tag"] for canary in canaries} == {"right", "wrong", "exploit"}
 
 
 def test_an_environment_is_refused_below_the_level_it_needs(tmp_path: Path) -> None:

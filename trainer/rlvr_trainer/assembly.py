@@ -103,7 +103,7 @@ def assemble(
             board.update(message="waiting for the verifier service")
             service, prompt_ids = loop.submit(_preflight(verifiers, chat, spec)).result()
             known = service.environments
-            board.update(sandbox_level=service.sandbox_level)
+            board.update(sandbox_level=service.sandbox_level, uncertified=list(service.uncertified))
             held_out = loop.submit(held_out_tasks(verifiers, spec, known)).result()
             references = find_references(context, held_out)
             contamination = find_contamination(spec.provenance.contamination, traces, references)

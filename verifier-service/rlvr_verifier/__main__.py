@@ -15,7 +15,9 @@ from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import FINISH_SECONDS, Drain, DrainingServer
 from rlvr_verifier.environments import open_environments, open_sandboxed
 from rlvr_verifier.environments.base import EnvironmentSetupError
+from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.instruments import Instruments
+from rlvr_verifier.integrity.certificates import find_uncertified
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.sandbox.pool import Sandbox, SandboxError
 from rlvr_verifier.sandbox.source import ChildSlots, HostedSlots
@@ -37,6 +39,7 @@ def main() -> int:
         environments = open_environments(job, os.environ)
         if sandbox is not None:
             environments |= open_sandboxed(job, os.environ, sandbox)
+        uncertified = find_uncertified(job, environments, DatasetReader(job.spec.storage, os.environ))
         seal = Seal.from_file(os.environ.get(Variable.SEAL_KEY_FILE))
     except KeyError as error:
         return _refuse(f"the environment variable {error.args[0]} is not set; start the service with `rlvr run` or the operator")
@@ -47,7 +50,8 @@ def main() -> int:
     telemetry.start(job.spec.observability.tracing, job.metadata.name)
     pool, instruments, drain = WorkerPool(job.model_dump_json(), job.spec), Instruments(), Drain()
     sandboxed = None if sandbox is None else SandboxedScorers(sandbox, job.spec.verifiers.workers)
-    app = build_app(VerifierService(job.spec, environments, seal, pool, instruments, sandboxed), instruments, drain)
+    service = VerifierService(job.spec, environments, seal, pool, instruments, sandboxed, uncertified)
+    app = build_app(service, instruments, drain)
     config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=FINISH_SECONDS)
     DrainingServer(config, drain).run()
     return ExitCode.DONE

@@ -58,6 +58,7 @@ class Instruments:
         self.sandbox_blocked = Gauge(
             "rlvr_verifier_sandbox_blocked", "1 when the attack failed inside a slot", ["attack"], registry=self.registry
         )
+        self.certified = Gauge("rlvr_verifier_certified", "1 when it has a valid certificate", ["environment"], registry=self.registry)
         self.audits = Counter("rlvr_verifier_audits", "Audited verdicts", ["environment", "paid", "right", "flaky"], registry=self.registry)
         self.canaries = Counter("rlvr_verifier_canaries", "Canaries", ["environment", "tag", "kept"], registry=self.registry)
         self.queued = Gauge("rlvr_verifier_queued_items", "Items that wait for a scorer", registry=self.registry)

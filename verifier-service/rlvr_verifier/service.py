@@ -65,6 +65,7 @@ class VerifierService:
         pool: WorkerPool,
         instruments: Instruments,
         sandboxed: SandboxedScorers | None = None,
+        uncertified: Sequence[str] = (),
     ) -> None:
         self._spec = spec
         self._environments = environments
@@ -72,6 +73,9 @@ class VerifierService:
         self._pool = pool
         self._instruments = instruments
         self._sandboxed = sandboxed
+        self._uncertified = tuple(uncertified)
+        for name in environments:
+            instruments.certified.labels(name).set(name not in self._uncertified)
         if sandboxed is not None:
             sandboxed.publish(instruments)
         self._remote = {
@@ -113,7 +117,7 @@ class VerifierService:
             for name, environment in self._environments.items()
         )
         level = None if self._sandboxed is None else self._sandboxed.level.value
-        return EnvironmentsResponse(environments=environments, sandbox_level=level)
+        return EnvironmentsResponse(environments=environments, sandbox_level=level, uncertified=self._uncertified)
 
     def sample(self, request: TaskRequest) -> Task:
         """One task.

@@ -39,7 +39,7 @@ def rescoring_job(job: RLVRJob, endpoint: str) -> RLVRJob:
     spec = job.spec
     changes = {
         "environments": tuple(environment.model_copy(update={"audit": None}) for environment in spec.environments),
-        "integrity": Integrity(canary_rate=0.0),
+        "integrity": Integrity(canary_rate=0.0, allow_uncertified=True),
         "observability": Observability(),
         "storage": spec.storage.model_copy(update={"endpoint": endpoint}),
         "verifiers": spec.verifiers.model_copy(update={"workers": min(spec.verifiers.workers, os.cpu_count() or 1)}),

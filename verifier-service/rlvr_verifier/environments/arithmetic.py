@@ -41,7 +41,8 @@ class ArithmeticEnvironment:
     """Sums, differences and products of whole numbers."""
 
     kind = "arithmetic"
-    version = "3"
+    version = scorer_version = "3"
+    data_sha256 = None
     deterministic = True
     place = Place.SERVICE
     levels = (0, 30)

@@ -67,6 +67,16 @@ class Environment(Protocol):
     """Where `score` is called."""
     levels: tuple[int, int]
 
+    @property
+    def scorer_version(self) -> str:
+        """Version of what judges, its library included, without the data."""
+        ...
+
+    @property
+    def data_sha256(self) -> str | None:
+        """Of the dataset; None for tasks that are made on the spot."""
+        ...
+
     def held_out_tasks(self, level: int) -> int:
         """Held-out problems at a level; their seeds are 0, 1, ... below it."""
         ...

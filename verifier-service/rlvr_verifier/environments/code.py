@@ -29,3 +29,4 @@ class CodeEnvironment(PromptEnvironment[Row], Generic[Row]):
 
     def __init__(self, name: str, instruction: str, data: bytes, dataset: PromptDataset[Row]) -> None:
         super().__init__(name, f"1+python-{sys.version_info.major}.{sys.version_info.minor}", instruction, data, dataset)
+        self.scorer_version = "1"

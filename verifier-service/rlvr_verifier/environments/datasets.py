@@ -11,6 +11,11 @@ from rlvr_api.process import Variable
 from rlvr_api.spec import Storage
 from rlvr_verifier.environments.base import EnvironmentSetupError
 
+
+class DatasetMissingError(EnvironmentSetupError):
+    """There is no such file or object."""
+
+
 MAX_DATASET_BYTES = 2 << 30
 MAX_REPORTED_LINES = 20
 Row = TypeVar("Row", bound=BaseModel)
@@ -41,6 +46,8 @@ class DatasetReader:
             path = Path(uri.removeprefix("file://"))
             try:
                 data = path.read_bytes()
+            except FileNotFoundError as error:
+                raise DatasetMissingError(f"dataset {uri} cannot be read: {error.strerror}; check the path") from None
             except OSError as error:
                 raise EnvironmentSetupError(f"dataset {uri} cannot be read: {error.strerror or error}; check the path") from None
         else:
@@ -58,7 +65,34 @@ class DatasetReader:
         try:
             return client.get_object(Bucket=bucket, Key=key)["Body"].read()
         except (BotoCoreError, ClientError) as error:
-            raise EnvironmentSetupError(f"dataset {uri} cannot be read from {self._endpoint or 'AWS'}: {error}") from None
+            kind = DatasetMissingError if _is_missing(error) else EnvironmentSetupError
+            raise kind(f"dataset {uri} cannot be read from {self._endpoint or 'AWS'}: {error}") from None
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Write an object beside a dataset, over one that is there.
+
+        Raises:
+            EnvironmentSetupError: it cannot be written.
+        """
+        if not uri.startswith("s3://"):
+            try:
+                Path(uri.removeprefix("file://")).write_bytes(data)
+            except OSError as error:
+                raise EnvironmentSetupError(f"{uri} cannot be written: {error.strerror or error}") from None
+            return
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        try:
+            boto3.client("s3", endpoint_url=self._endpoint, region_name=self._storage.region).put_object(Bucket=bucket, Key=key, Body=data)
+        except (BotoCoreError, ClientError) as error:
+            raise EnvironmentSetupError(f"{uri} cannot be written to {self._endpoint or 'AWS'}: {error}") from None
+
+
+def _is_missing(error: Exception) -> bool:
+    answer = getattr(error, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in ("NoSuchKey", "404")
 
 
 def parse_models(data: bytes, uri: str, model: type[Row]) -> Iterator[tuple[int, Row]]:

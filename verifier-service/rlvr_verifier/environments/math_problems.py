@@ -52,13 +52,15 @@ class MathEnvironment:
     deterministic = True
     place = Place.WORKER
     levels = (0, 0)
+    scorer_version = "2+math-verify-0.9.0"
 
     def __init__(self, spec: EnvironmentSpec, reader: DatasetReader) -> None:
         assert spec.math is not None
         self.name = spec.name
         self._spec = spec.math
         data = reader.read(spec.math.dataset)
-        self.version = f"2+math-verify-0.9.0+{hashlib.sha256(data).hexdigest()[:12]}"
+        self.data_sha256 = hashlib.sha256(data).hexdigest()
+        self.version = f"{self.scorer_version}+{self.data_sha256[:12]}"
         self._train, self._held_out = _split(data, spec.math.dataset, spec.math.held_out)
 
     def held_out_tasks(self, level: int) -> int:

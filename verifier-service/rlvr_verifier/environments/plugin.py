@@ -39,6 +39,7 @@ class PluginEnvironment:
     """One such environment, whose every answer is checked."""
 
     kind = "plugin"
+    data_sha256: str | None = None
     place = Place.WORKER
 
     def __init__(self, spec: EnvironmentSpec, reader: DatasetReader) -> None:
@@ -50,7 +51,7 @@ class PluginEnvironment:
         self.deterministic = bool(getattr(self._inner, "deterministic", True))
         distribution = entry.dist
         origin = "unknown" if distribution is None else f"{distribution.name}-{distribution.version}"
-        self.version = f"{self._inner.version}+{origin}"
+        self.version = self.scorer_version = f"{self._inner.version}+{origin}"
         low, high = self.levels
         if not low <= spec.levels.start <= spec.levels.maximum <= high:
             raise EnvironmentSetupError(

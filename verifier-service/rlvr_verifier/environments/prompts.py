@@ -88,7 +88,8 @@ class PromptEnvironment(Generic[Row]):
 
     def __init__(self, name: str, version: str, instruction: str, data: bytes, dataset: PromptDataset[Row]) -> None:
         self.name = name
-        self.version = f"{version}+{hashlib.sha256(data).hexdigest()[:12]}"
+        self.scorer_version, self.data_sha256 = version, hashlib.sha256(data).hexdigest()
+        self.version = f"{version}+{self.data_sha256[:12]}"
         self._instruction = instruction
         self._dataset = dataset
 

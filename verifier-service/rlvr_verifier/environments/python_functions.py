@@ -8,7 +8,7 @@ that do not tell a wrong solution from a right one.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -21,6 +21,8 @@ from rlvr_verifier.environments.base import Score, failed, passed
 from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import PromptDataset, split_rows
+from rlvr_verifier.integrity.code_probes import function_probes
+from rlvr_verifier.integrity.probe import Probe
 from rlvr_verifier.sandbox.canonical import NotCanonicalError, Value, decode, encode, equal
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
@@ -59,6 +61,9 @@ class FunctionProblem:
     inputs: tuple[str, ...]
     """Canonical argument tuples."""
     expected: tuple[Value, ...]
+    visible: int
+    """How many of the first inputs the prompt shows."""
+    reference: str | None
 
 
 class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
@@ -72,6 +77,16 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         self._sandbox = sandbox
         data = reader.read(self._spec.dataset)
         super().__init__(spec.name, self._spec.instruction, data, self._load(data))
+
+    @property
+    def time_limit_seconds(self) -> float:
+        """Wall time of one completion."""
+        return self._spec.time_limit_seconds
+
+    def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
+        """Solutions that are tables of the inputs, and code that cheats."""
+        problem = self.row(payload)
+        return function_probes(problem.entry_point, problem.inputs, problem.expected, problem.visible, problem.reference)
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the code block on all inputs in an order that nobody knows beforehand, and compare."""
@@ -135,7 +150,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
                 if given
                 else f"the value of input {which} has NaN, which equals nothing"
             )
-        return FunctionProblem(row.prompt, row.entry_point, inputs, tuple(found))
+        return FunctionProblem(row.prompt, row.entry_point, inputs, tuple(found), len(row.visible), row.reference)
 
 
 def fault_of(run: Run, seconds: float) -> Score | None:

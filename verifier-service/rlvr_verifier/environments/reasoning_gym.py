@@ -37,7 +37,8 @@ class ReasoningGymEnvironment:
     """One task of the library."""
 
     kind = "reasoning_gym"
-    version = "2+reasoning-gym-0.1.25"
+    version = scorer_version = "2+reasoning-gym-0.1.25"
+    data_sha256 = None
     deterministic = True
     place = Place.WORKER
     reviewed_calls = REVIEWED_CALLS

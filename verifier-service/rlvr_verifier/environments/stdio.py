@@ -6,7 +6,7 @@ line, without trailing space. Not covered: threads, which the sandbox refuses, a
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 from pydantic import Field, JsonValue
@@ -19,6 +19,8 @@ from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import split_rows
 from rlvr_verifier.environments.python_functions import fault_of
+from rlvr_verifier.integrity.code_probes import program_probes
+from rlvr_verifier.integrity.probe import Probe
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.slot import Item
 
@@ -55,6 +57,15 @@ class StdioEnvironment(CodeEnvironment[StdioRow]):
         ]
         dataset = split_rows(self.kind, self._spec.dataset, self._spec.held_out, rows, blank)
         super().__init__(spec.name, self._spec.instruction, data, dataset)
+
+    @property
+    def time_limit_seconds(self) -> float:
+        """Wall time of one completion."""
+        return self._spec.time_limit_seconds
+
+    def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
+        """A program that is a table of the tests, and some that cheat."""
+        return program_probes({test.input: test.output for test in self.row(payload).tests})
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the program on the tests until one fails."""

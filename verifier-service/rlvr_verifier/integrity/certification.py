@@ -24,14 +24,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, JsonValue
-from pydantic.alias_generators import to_camel
+from pydantic import JsonValue
 
 from rlvr_api.binomial import Interval, clopper_pearson
 from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import CanaryTag, ScoreItem, Task, TaskRequest, VerdictStatus
 from rlvr_verifier.environments.base import Environment
-from rlvr_verifier.integrity.hostile import HANGING, PERSISTENT
+from rlvr_verifier.integrity.battery import Battery, battery_of
+from rlvr_verifier.integrity.certificates import Certificate, Check, Subject
+from rlvr_verifier.integrity.hostile import PERSISTENT
 from rlvr_verifier.integrity.probe import EXPLOIT, RIGHT, Probe
 from rlvr_verifier.integrity.probes import probes_for
 from rlvr_verifier.integrity.replay import Example, replay
@@ -40,57 +41,9 @@ from rlvr_verifier.service import VerifierService
 
 BATCH_ITEMS = 64
 HASH_SEEDS = (1, 2)
-CONSTANTS = ("0", "1", "2", "7", "10", "yes", "no", "True", "False", "A", r"\boxed{0}", r"\boxed{1}")
 LARGEST_BASE_RATE = 0.5
 SLACK_SECONDS = 2.0
 """Beyond `verifiers.itemTimeoutSeconds`, for a worker that is killed and made anew."""
-
-
-class Document(BaseModel):
-    """A part of a certificate."""
-
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True, frozen=True, extra="forbid")
-
-
-class Check(Document):
-    """One check."""
-
-    name: str
-    passed: bool
-    trials: int
-    """Tasks that were tried."""
-    failures: int
-    """Tasks on which it did not hold."""
-    upper_bound: float
-    """Of the failure rate, 95 % two-sided."""
-    details: tuple[str, ...] = ()
-    """What failed, most often first."""
-
-
-class Certificate(Document):
-    """What the battery found."""
-
-    environment: str
-    kind: str
-    version: str
-    """Of the environment: code, library and data."""
-    seed: int
-    levels: tuple[int, ...]
-    certified: bool
-    false_positive_rate: float
-    """Share of tasks on which something wrong was paid."""
-    false_positive_upper_bound: float
-    false_negative_rate: float
-    """Share of tasks on which something right was refused."""
-    false_negative_upper_bound: float
-    base_rate: float
-    """Largest pass rate of one constant text."""
-    base_rate_text: str
-    p99_seconds: float
-    """Of scoring one completion, without queueing; texts that try to hang it left out."""
-    slowest_seconds: float
-    """Of texts that try to hang it, queueing included."""
-    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +69,7 @@ class Certification:
         self._job, self._environment, self._service = job, environment, service
         self._random = random.Random(seed)  # noqa: S311 - tasks, not secrets
         self._seed, self._tasks, self._sent = seed, tasks, 0
+        self._battery: Battery = battery_of(environment)
         self._seconds: list[float] = []
 
     async def run(self) -> Certificate:
@@ -136,10 +90,11 @@ class Certification:
         checks = (right, *wrong, constants, self._determinism(trials, first), order, denial, self._source())
         paid = _failing(wrong)
         false_positive, false_negative = _rate(paid, len(trials)), _rate(right.failures, right.trials)
+        subject = Subject.of(self._job.spec.environments[0], self._environment)
         return Certificate(
+            subject=subject,
+            digest=subject.digest,
             environment=self._environment.name,
-            kind=self._environment.kind,
-            version=self._environment.version,
             seed=self._seed,
             levels=tuple(self._levels()),
             certified=all(check.passed for check in checks),
@@ -225,11 +180,12 @@ class Certification:
 
     async def _constants(self, trials: Sequence[Trial]) -> tuple[float, str, Check]:
         right = Counter(probe.completion for trial in trials for probe in trial.probes if probe.paid)
-        texts = [*CONSTANTS, *(text for text, _ in right.most_common(3))]
+        common = {f"answer {number}: {text[:60]}": text for number, (text, _) in enumerate(right.most_common(3))}
         rates = {}
-        for text in texts:
-            statuses = await self._statuses([(trial, text) for trial in trials])
-            rates[text] = sum(status is VerdictStatus.PASS for status in statuses) / len(trials)
+        for name in (*self._battery.constants, *common):
+            texts = [common.get(name) or self._battery.constant(name, trial.payload) for trial in trials]
+            statuses = await self._statuses(list(zip(trials, texts, strict=True)))
+            rates[name] = sum(status is VerdictStatus.PASS for status in statuses) / len(trials)
         best = max(rates, key=lambda text: rates[text])
         passed = round(rates[best] * len(trials))
         check = Check(
@@ -262,7 +218,7 @@ class Certification:
 
     async def _order(self, examples: Sequence[tuple[Trial, str]], first: Sequence[VerdictStatus]) -> Check:
         """Again, shuffled, with attempts to change the scorer among them."""
-        attacks = [(trial, text) for trial, _ in examples[:1] for text in PERSISTENT]
+        attacks = [(trial, text) for trial, _ in examples[:1] for text in (*PERSISTENT, *self._battery.persistent)]
         order = list(range(len(examples)))
         self._random.shuffle(order)
         await self._statuses(attacks)
@@ -274,11 +230,13 @@ class Certification:
         return _check("verdicts do not depend on order, nor on attempts to change the scorer", list(by_task.values()))
 
     async def _denial_of_service(self, trials: Sequence[Trial]) -> tuple[float, Check]:
-        limit = self._job.spec.verifiers.item_timeout_seconds + SLACK_SECONDS
+        limit = (self._battery.limit_seconds or self._job.spec.verifiers.item_timeout_seconds) + SLACK_SECONDS
         slowest, failures = 0.0, []
-        for number, (name, text) in enumerate(HANGING.items()):
+        for number, name in enumerate(self._battery.hanging):
+            trial = trials[number % len(trials)]
+            text = self._battery.hang(name, trial.payload)
             began = time.monotonic()
-            (status,) = await self._statuses([(trials[number % len(trials)], text)], timed=False)
+            (status,) = await self._statuses([(trial, text)], timed=False)
             seconds = time.monotonic() - began
             slowest = max(slowest, seconds)
             late = {f"{name} took {seconds:.1f} s"} if seconds > limit else set()

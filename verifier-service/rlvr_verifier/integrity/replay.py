@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import TaskRequest
-from rlvr_verifier.environments import open_environments
+from rlvr_verifier.environments import open_environments, open_sandboxed
+from rlvr_verifier.environments.base import Environment
+from rlvr_verifier.sandbox.pool import Sandbox
 
 TIMEOUT_SECONDS = 600.0
 
@@ -63,16 +65,24 @@ def replay(job: RLVRJob, examples: Sequence[Example], hash_seed: int) -> tuple[R
     return _Answer.model_validate_json(ended.stdout).replayed
 
 
+def _replay(environment: Environment, example: Example) -> Replayed:
+    task = environment.sample(example.request.split, example.request.seed, example.request.level)
+    statuses = tuple(environment.score(task.payload, text, False).status.value for text in example.completions)
+    return Replayed(problem_id=task.problem_id, prompt=task.messages[-1].content, statuses=statuses)
+
+
 def main() -> None:
     """Read an order on stdin, and answer on stdout."""
     order = _Order.model_validate_json(sys.stdin.buffer.read())
     environments = open_environments(order.job, os.environ)
-    replayed = []
-    for example in order.examples:
-        environment = environments[example.request.environment]
-        task = environment.sample(example.request.split, example.request.seed, example.request.level)
-        statuses = tuple(environment.score(task.payload, text, False).status.value for text in example.completions)
-        replayed.append(Replayed(problem_id=task.problem_id, prompt=task.messages[-1].content, statuses=statuses))
+    sandbox = Sandbox(1) if order.job.spec.runs_code else None
+    try:
+        if sandbox is not None:
+            environments |= open_sandboxed(order.job, os.environ, sandbox)
+        replayed = [_replay(environments[example.request.environment], example) for example in order.examples]
+    finally:
+        if sandbox is not None:
+            sandbox.close()
     sys.stdout.write(_Answer(replayed=tuple(replayed)).model_dump_json())
 
 
