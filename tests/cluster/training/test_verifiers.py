@@ -39,6 +39,7 @@ def coder(train, store):
                 {"name": "sums", "arithmetic": {"operations": ["+"], "instruction": "{problem}="}},
                 {"name": "functions", "pythonFunctions": functions},
             ],
+            "integrity": {"allowUncertified": True},
             "evaluation": {"tasksPerEnvironment": 1, "samplesPerTask": 2},
             "verifiers": {"replicas": 1, "maxReplicas": 2, "itemTimeoutSeconds": 20},
         }
