@@ -50,6 +50,7 @@ FREE = {
     ("learner",): {"learner": {"checkpoint": {"everySteps": 3}}},
     ("verifiers",): {"verifiers": {"replicas": 2, "maxReplicas": 4}},
     ("weightSync",): {"weightSync": {"timeoutSeconds": 60}},
+    ("integrity", "allowUncertified"): {"integrity": {"allowUncertified": True}},
     ("integrity", "canaryRate"): {"integrity": {"canaryRate": 0.1}},
     ("integrity", "maxHackRate"): {"integrity": {"maxHackRate": 0.1}},
     ("integrity", "minYouden"): {"integrity": {"minYouden": 0.1}},
