@@ -13,6 +13,7 @@ import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis.core import NotSet
 from verifier_jobs import verifier_job
 
 from rlvr_api.wire import ErrorResponse, SampleResponse, ScoreResponse
@@ -60,7 +61,8 @@ def plausible(data: st.DataObject, body: Any, key: str, numbers: "Iterator[int]"
 def send(client: TestClient, path: str, method: str, body: Any) -> Any:
     if method == "get":
         return client.get(path)
-    text = json.dumps(body)  # escapes what is no Unicode, as a client in JavaScript would send it
+    # JSON escapes what is no Unicode, as a client in JavaScript would send it; an operation may take no body.
+    text = "" if isinstance(body, NotSet) else json.dumps(body)
     return client.post(path, content=text, headers={"content-type": "application/json"})
 
 
