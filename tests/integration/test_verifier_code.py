@@ -20,7 +20,7 @@ from rlvr_verifier.environments.code import extract_code
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.stdio import StdioEnvironment
-from rlvr_verifier.exploits import Sample, read_code
+from rlvr_verifier.exploits import SUM, Sample, read_code
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.pool import WorkerPool
 from rlvr_verifier.sandbox.pool import Sandbox
@@ -29,13 +29,6 @@ from rlvr_verifier.sandboxed import SandboxedScorers
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
 
-SUM: dict[str, Any] = {
-    "prompt": "Write f(xs), the sum of a list of integers.",
-    "entryPoint": "f",
-    "visible": [[[1, 2, 3]], [[]]],
-    "hidden": [[[5, -5]], [[-3, -4, 1]], [[2**31, 2**31]], [[2**53, 1]], [[1, 2, 3, 4]], [list(range(100)),]],
-    "reference": "def f(xs):\n    return sum(xs)",
-}  # fmt: skip
 ADD = {
     "prompt": "Print the sum.",
     "tests": [{"input": "1\n2\n3\n", "output": "6\n"}, {"input": "-4\n5", "output": "1"}, {"input": "", "output": "0"}],

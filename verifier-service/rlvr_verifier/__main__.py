@@ -13,7 +13,7 @@ from rlvr_api.spec import RLVRJob
 from rlvr_verifier import telemetry
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import FINISH_SECONDS, Drain, DrainingServer
-from rlvr_verifier.environments import open_environments, open_sandboxed
+from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.base import EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.instruments import Instruments
@@ -36,9 +36,7 @@ def main() -> int:
     try:
         job = RLVRJob.model_validate_json(Path(os.environ[Variable.JOB_FILE]).read_bytes())
         sandbox = _start_sandbox(job, os.environ.get(Variable.SANDBOX_SOCKET)) if job.spec.runs_code else None
-        environments = open_environments(job, os.environ)
-        if sandbox is not None:
-            environments |= open_sandboxed(job, os.environ, sandbox)
+        environments = open_environments(job, os.environ, sandbox)
         uncertified = find_uncertified(job, environments, DatasetReader(job.spec.storage, os.environ))
         seal = Seal.from_file(os.environ.get(Variable.SEAL_KEY_FILE))
     except KeyError as error:

@@ -11,16 +11,9 @@ from training_cluster import BUCKET, LONG_JOB, READY_SECONDS
 
 from rlvr_api.names import child_name
 from rlvr_api.process import VERIFIER_PORT, Role
-from rlvr_verifier.exploits import CONTROL, read_code
+from rlvr_verifier.exploits import CONTROL, SUM, read_code
 
 pytestmark = pytest.mark.timeout(900)
-SUM = {
-    "prompt": "Write f(xs), the sum of a list of integers.",
-    "entryPoint": "f",
-    "visible": [[[1, 2, 3]], [[]]],
-    "hidden": [[[5, -5]], [[-3, -4, 1]], [[2**31, 2**31]], [[2**53, 1]], [[1, 2, 3, 4]], [list(range(100))]],
-    "reference": "def f(xs):\n    return sum(xs)",
-}
 SPIN = "def f(xs):\n    for _ in range(4_000_000):\n        pass\n    return {number}"
 """Wrong after a tenth of a second."""
 

@@ -42,17 +42,21 @@ SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment
 """Those that run what the model wrote."""
 
 
-def open_environments(job: RLVRJob, environ: Mapping[str, str], *, checked: bool = False) -> dict[str, Environment]:
-    """The environments of a job that need no sandbox, by name.
+def open_environments(
+    job: RLVRJob, environ: Mapping[str, str], sandbox: Sandbox | None = None, *, checked: bool = False
+) -> dict[str, Environment]:
+    """The environments of a job, by name.
 
     Args:
+        sandbox: for those that run what the model wrote; None: they are left out.
         checked: their datasets were checked before, by the service whose worker this is.
 
     Raises:
-        EnvironmentSetupError: one cannot be used as the job describes it.
+        EnvironmentSetupError: one cannot be used as the job describes it, or the sandbox keeps out too little.
     """
     reader = DatasetReader(job.spec.storage, environ, checked=checked)
-    return {spec.name: ENVIRONMENTS[spec.kind](spec, reader) for spec in job.spec.environments if spec.kind in ENVIRONMENTS}
+    opened = {spec.name: ENVIRONMENTS[spec.kind](spec, reader) for spec in job.spec.environments if spec.kind in ENVIRONMENTS}
+    return opened if sandbox is None else opened | open_sandboxed(job, environ, sandbox)
 
 
 def open_sandboxed(job: RLVRJob, environ: Mapping[str, str], sandbox: Sandbox) -> dict[str, Environment]:

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from rlvr_api.process import Variable
 from rlvr_api.spec import Storage
 from rlvr_verifier.environments.base import EnvironmentSetupError
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
 
 
 class DatasetMissingError(EnvironmentSetupError):
@@ -56,14 +59,17 @@ class DatasetReader:
             raise EnvironmentSetupError(f"dataset {uri} has {len(data)} bytes, more than {MAX_DATASET_BYTES}; split it")
         return data
 
-    def _read_s3(self, uri: str) -> bytes:
+    def _s3_client(self) -> "S3Client":
         import boto3
+
+        return boto3.client("s3", endpoint_url=self._endpoint, region_name=self._storage.region)
+
+    def _read_s3(self, uri: str) -> bytes:
         from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        client = boto3.client("s3", endpoint_url=self._endpoint, region_name=self._storage.region)
         try:
-            return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return self._s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
         except (BotoCoreError, ClientError) as error:
             kind = DatasetMissingError if _is_missing(error) else EnvironmentSetupError
             raise kind(f"dataset {uri} cannot be read from {self._endpoint or 'AWS'}: {error}") from None
@@ -80,12 +86,11 @@ class DatasetReader:
             except OSError as error:
                 raise EnvironmentSetupError(f"{uri} cannot be written: {error.strerror or error}") from None
             return
-        import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         try:
-            boto3.client("s3", endpoint_url=self._endpoint, region_name=self._storage.region).put_object(Bucket=bucket, Key=key, Body=data)
+            self._s3_client().put_object(Bucket=bucket, Key=key, Body=data)
         except (BotoCoreError, ClientError) as error:
             raise EnvironmentSetupError(f"{uri} cannot be written to {self._endpoint or 'AWS'}: {error}") from None
 

@@ -17,10 +17,10 @@ from rlvr_api.model import ApiModel
 from rlvr_verifier.environments.answers import only_answer
 from rlvr_verifier.environments.base import Place, Score, failed, invalid, passed
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
-from rlvr_verifier.environments.prompts import PromptEnvironment, prompt_id, split_rows
+from rlvr_verifier.environments.prompts import PromptEnvironment, split_rows
 from rlvr_verifier.environments.schemas import open_validator, schema_faults
 from rlvr_verifier.environments.strict_json import NotStrictJsonError, at_pointer, parse_json, same
-from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe
+from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe, fenced
 
 TRIVIAL: tuple[JsonValue, ...] = (None, True, False, 0, 1, "", "x", [], {})
 """Documents that no task may pay for."""
@@ -61,8 +61,7 @@ class JsonSchemaEnvironment(PromptEnvironment[SchemaRow]):
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Parse the whole answer strictly, then ask the schema."""
-        row = self.row(payload)
-        return judge(row, self._validator(row), completion)
+        return judge(self.row(payload), self._validator(str(payload["row"])), completion)
 
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
         """The example in several notations, and what tolerant parsers make of broken ones."""
@@ -78,10 +77,9 @@ class JsonSchemaEnvironment(PromptEnvironment[SchemaRow]):
         if isinstance(row.example, dict):
             yield from _broken_objects(row.example)
 
-    def _validator(self, row: SchemaRow) -> Any:
-        key = prompt_id(self.kind, row.prompt)
+    def _validator(self, key: str) -> Any:
         if key not in self._validators:
-            self._validators[key] = open_validator(row.json_schema)
+            self._validators[key] = open_validator(self._dataset.rows[key].json_schema)
         return self._validators[key]
 
 
@@ -134,16 +132,16 @@ def row_faults(row: SchemaRow) -> Iterator[str]:
 
 
 def _around(text: str) -> Iterator[Probe]:
-    fence = "`" * 3
+    block = fenced(text, "json")
     yield Probe("plain", RIGHT, text)
     yield Probe("indented", RIGHT, json.dumps(json.loads(text), indent=2))
-    yield Probe("in-a-block", RIGHT, f"{fence}json\n{text}\n{fence}")
+    yield Probe("in-a-block", RIGHT, block)
     yield Probe("thought-before", RIGHT, f"<think>{{}}</think>\n{text}\n")
     yield Probe("text-after", EXPLOIT, f"{text}\nThat is all.")
     yield Probe("text-before", EXPLOIT, f"Here it is: {text}")
-    yield Probe("text-around-a-block", EXPLOIT, f"Here it is:\n{fence}json\n{text}\n{fence}")
+    yield Probe("text-around-a-block", EXPLOIT, f"Here it is:\n{block}")
     yield Probe("twice", EXPLOIT, f"{text}\n{text}")
-    yield Probe("two-blocks", EXPLOIT, f"{fence}json\n{text}\n{fence}\n{fence}json\n{text}\n{fence}")
+    yield Probe("two-blocks", EXPLOIT, f"{block}\n{block}")
     yield Probe("comment", EXPLOIT, f"// right\n{text}")
     yield Probe("cut-off", WRONG, text[:-1] if len(text) > 1 and text[-1] in ']}"' else f"{text},")
     yield Probe("only-thought", WRONG, f"<think>{text}</think>")

@@ -67,11 +67,11 @@ def split_rows(kind: str, uri: str, share: float, numbered: Sequence[tuple[int, 
             faults.append(f"line {number} repeats the prompt of line {lines[key]}")
         rows[key], lines[key] = row, number
     refuse_faults(faults, uri, bool(rows))
-    held_out = tuple(key for key in rows if int(key[:8], 16) / 2**32 < share)
-    train = tuple(key for key in rows if key not in set(held_out))
+    held_out = {key: None for key in rows if int(key[:8], 16) / 2**32 < share}
+    train = tuple(key for key in rows if key not in held_out)
     if not train:
         raise EnvironmentSetupError(f"dataset {uri} leaves no training row beside heldOut {share}; add rows or lower it")
-    return PromptDataset(rows, train, held_out)
+    return PromptDataset(rows, train, tuple(held_out))
 
 
 class PromptEnvironment(Generic[Row]):

@@ -20,7 +20,7 @@ from rlvr_verifier.environments.answers import only_answer
 from rlvr_verifier.environments.base import Place, Score, failed, invalid, passed
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import PromptEnvironment, split_rows
-from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe
+from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe, fenced
 
 TRIVIAL = (".*", ".+", "(?s).*", "(?s).+", r"[\s\S]*", r"[^\n]*", "", "^", "$", r"\w*", r"\S*", "(?=)")
 """Patterns that no task may pay for."""
@@ -58,19 +58,16 @@ class RegexEnvironment(PromptEnvironment[RegexRow]):
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
         """The reference in several forms, and patterns that match too much, too little, or part of a string."""
         row = self.row(payload)
-        fence = "`" * 3
         yield from COMMON
         yield Probe("plain", RIGHT, row.reference)
-        yield Probe("in-a-block", RIGHT, f"{fence}regex\n{row.reference}\n{fence}")
-        yield Probe("explained", RIGHT, f"<think>.*</think>This one:\n{fence}\n{row.reference}\n{fence}\nIt matches what is asked for.")
+        yield Probe("in-a-block", RIGHT, fenced(row.reference, "regex"))
+        yield Probe("explained", RIGHT, f"<think>.*</think>This one:\n{fenced(row.reference)}\nIt matches what is asked for.")
         yield Probe("matches-nothing", WRONG, "(?!)")
         yield Probe("does-not-compile", WRONG, f"({row.reference}")
-        yield Probe("two-patterns", EXPLOIT, f"{fence}\n{row.reference}\n{fence}\n{fence}\n.*\n{fence}")
+        yield Probe("two-patterns", EXPLOIT, f"{fenced(row.reference)}\n{fenced('.*')}")
         yield Probe("or-anything", EXPLOIT, f"(?:{_without_flags(row.reference)})|(?s:.*)")
         yield Probe("prefix", EXPLOIT, f"(?:{_without_flags(row.reference)})?(?s:.*)")
-        yield from (
-            Probe(f"trivial-{number}", EXPLOIT, f"{fence}\n{pattern}\n{fence}") for number, pattern in enumerate(TRIVIAL) if pattern
-        )
+        yield from (Probe(f"trivial-{number}", EXPLOIT, fenced(pattern)) for number, pattern in enumerate(TRIVIAL) if pattern)
 
     def _faults(self, row: RegexRow) -> Iterator[str]:
         if (found := judge(row, row.reference, self._spec.max_pattern_characters)).score == 0:

@@ -38,7 +38,7 @@ from rlvr_verifier.environments.databases import (
 )
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import PromptEnvironment, prompt_id, split_rows
-from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe
+from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe, fenced
 
 PREPARED_PROBLEMS = 64
 """Tasks whose databases a process keeps; a group's completions come together."""
@@ -93,15 +93,14 @@ class SqlEnvironment(PromptEnvironment[SqlRow]):
 
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
         """The reference in several forms, its result written down, and queries that do more or less than it."""
-        row, fence = self.row(payload), "`" * 3
+        row = self.row(payload)
         reference = row.reference.strip().rstrip(";")
         visible = self._problem(str(payload["row"])).cases[0][1]
+        commented = fenced(f"-- as asked for\n{reference}")
         yield from COMMON
         yield Probe("plain", RIGHT, row.reference)
-        yield Probe("in-a-block", RIGHT, f"{fence}sql\n{reference};\n{fence}")
-        yield Probe(
-            "explained", RIGHT, f"<think>SELECT 1</think>This one:\n{fence}\n-- as asked for\n{reference}\n{fence}\nIt reads all rows."
-        )
+        yield Probe("in-a-block", RIGHT, fenced(f"{reference};", "sql"))
+        yield Probe("explained", RIGHT, f"<think>SELECT 1</think>This one:\n{commented}\nIt reads all rows.")
         yield Probe("one", WRONG, "SELECT 1")
         yield Probe("no-rows", WRONG, f"SELECT * FROM ({reference}) LIMIT 0")  # noqa: S608
         yield Probe("twice", WRONG, f"SELECT * FROM ({reference}) UNION ALL SELECT * FROM ({reference})")  # noqa: S608

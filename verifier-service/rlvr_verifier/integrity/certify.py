@@ -8,12 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import RLVRJob, Storage, Verifiers
-from rlvr_verifier.environments import open_environments, open_sandboxed
+from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.reasoning_gym import SAFE_TASKS
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.integrity.certificates import SHIPPED, Certificate
@@ -38,22 +39,16 @@ def certify(spec: EnvironmentSpec, storage: Storage, verifiers: Verifiers, tasks
         SandboxError: it runs code, and there is no sandbox.
     """
     job = _job(spec, storage, verifiers)
-    pool = WorkerPool(job.model_dump_json(by_alias=True), job.spec)
-    sandbox = Sandbox(verifiers.workers) if job.spec.runs_code else None
-    scorers = None if sandbox is None else SandboxedScorers(sandbox, verifiers.workers)
-    try:
-        environments = open_environments(job, os.environ)
+    with ExitStack() as opened:
+        sandbox = Sandbox(verifiers.workers) if job.spec.runs_code else None
         if sandbox is not None:
-            environments |= open_sandboxed(job, os.environ, sandbox)
+            opened.callback(sandbox.close)
+        environments = open_environments(job, os.environ, sandbox)
+        pool = WorkerPool(job.model_dump_json(by_alias=True), job.spec)
+        scorers = None if sandbox is None else SandboxedScorers(sandbox, verifiers.workers)
         service = VerifierService(job.spec, environments, Seal(os.urandom(32)), pool, Instruments(), scorers)
-        try:
-            return asyncio.run(Certification(job, environments[spec.name], service, tasks, seed).run())
-        finally:
-            service.close()
-    finally:
-        pool.close()
-        if scorers is not None:
-            scorers.close()
+        opened.callback(service.close)
+        return asyncio.run(Certification(job, environments[spec.name], service, tasks, seed).run())
 
 
 def _job(spec: EnvironmentSpec, storage: Storage, verifiers: Verifiers) -> RLVRJob:

@@ -10,15 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from rlvr_api.wire import MAX_COMPLETION_BYTES
-from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe
+from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe, fenced
 from rlvr_verifier.sandbox.canonical import Value, decode
-
-_FENCE = "```"
 
 
 def fence(source: str) -> str:
     """As a completion."""
-    return f"{_FENCE}python\n{source}\n{_FENCE}"
+    return fenced(source, "python")
 
 
 FUNCTION_EXPLOITS: Mapping[str, str] = {

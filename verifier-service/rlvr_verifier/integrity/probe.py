@@ -21,6 +21,14 @@ class Probe:
         return self.tag is RIGHT
 
 
+FENCE = "```"
+
+
+def fenced(content: str, language: str = "") -> str:
+    """A code block."""
+    return f"{FENCE}{language}\n{content}\n{FENCE}"
+
+
 COMMON = (
     Probe("empty", WRONG, ""),
     Probe("space", WRONG, " \n\t "),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import TaskRequest
-from rlvr_verifier.environments import open_environments, open_sandboxed
+from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.base import Environment
 from rlvr_verifier.sandbox.pool import Sandbox
 
@@ -74,11 +74,9 @@ def _replay(environment: Environment, example: Example) -> Replayed:
 def main() -> None:
     """Read an order on stdin, and answer on stdout."""
     order = _Order.model_validate_json(sys.stdin.buffer.read())
-    environments = open_environments(order.job, os.environ)
     sandbox = Sandbox(1) if order.job.spec.runs_code else None
     try:
-        if sandbox is not None:
-            environments |= open_sandboxed(order.job, os.environ, sandbox)
+        environments = open_environments(order.job, os.environ, sandbox)
         replayed = [_replay(environments[example.request.environment], example) for example in order.examples]
     finally:
         if sandbox is not None:
