@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from verifier_jobs import open_rows, verifier_job, write_rows
 
@@ -123,6 +123,9 @@ def test_values_are_compared_by_type_and_floats_with_tolerance():
     assert not same_rows([(2**60,)], [(2**60 + 1,)], ordered=False)
 
 
+@example(4.435795000956056e-302)
+@example(5e-324)
+@example(-1.7976931348623157e308)
 @given(CELLS)
 def test_a_value_is_written_as_sql_reads_it(cell):
     connection = sqlite3.connect(":memory:")

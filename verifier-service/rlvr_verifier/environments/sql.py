@@ -9,6 +9,7 @@ prompt, or are written out in the dataset. Results are multisets of rows, and li
 count. Not covered: what the reference leaves out, and rows that no hidden database has.
 """
 
+import math
 import re
 import sqlite3
 from collections import OrderedDict
@@ -193,7 +194,20 @@ def sql_literal(cell: Cell) -> str:
         return f"x'{cell.hex()}'"
     if isinstance(cell, str):
         return f"CAST(x'{cell.encode().hex()}' AS TEXT)"
-    return "NULL" if cell is None else repr(cell).replace("inf", "9e999")
+    if isinstance(cell, float):
+        return repr(cell).replace("inf", "9e999") if math.isinf(cell) else _exact(cell)
+    return "NULL" if cell is None else repr(cell)
+
+
+def _exact(number: float) -> str:
+    # SQLite reads long decimals to within a unit in the last place; 53 bits times powers of two with short ones lose nothing.
+    mantissa, exponent = math.frexp(number)
+    factors, exponent = [f"{int(math.ldexp(mantissa, 53))}.0"], exponent - 53
+    while exponent:
+        step = max(-50, min(50, exponent))
+        factors.append(repr(math.ldexp(1.0, step)))
+        exponent -= step
+    return "*".join(factors)
 
 
 def _settled(row: SqlRow, database: Database, ordered: bool) -> Rows | None:
