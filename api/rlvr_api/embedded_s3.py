@@ -131,14 +131,8 @@ class EmbeddedS3:
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """SIGTERM, and SIGKILL when it has not ended in time; returns once the process is gone."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_SECONDS)
+        if process is not None:
+            end_process(process, timeout_seconds)
 
     def __enter__(self) -> Self:
         self.start()
@@ -269,6 +263,16 @@ def _answers(url: str, timeout_seconds: float) -> bool:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError, ValueError):
         return False
+
+
+def end_process(process: "subprocess.Popen[bytes]", timeout_seconds: float) -> None:
+    """SIGTERM, and SIGKILL when it has not ended in time; returns once the process is gone."""
+    process.terminate()
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_SECONDS)
 
 
 def die_with_parent() -> Callable[[], None] | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from rlvr_api.cli import UserError
-from rlvr_api.embedded_s3 import die_with_parent
+from rlvr_api.embedded_s3 import die_with_parent, end_process
 from rlvr_api.integrity import Integrity
 from rlvr_api.observability import Observability
 from rlvr_api.process import Variable, verifier_command
@@ -67,7 +67,7 @@ def serving_verifier(job: RLVRJob) -> Iterator[str]:
             _wait_until_ready(process, f"http://{HOST}:{port}", job.spec.deadlines.provisioning_seconds, log_file)
             yield f"http://{HOST}:{port}"
         finally:
-            _stop(process)
+            end_process(process, STOP_SECONDS)
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, seconds: float, log_file: Path) -> None:
@@ -86,15 +86,6 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, seconds: flo
 def _last_line(log_file: Path) -> str:
     lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
     return (lines or ["it said nothing"])[-1].removeprefix("error: ")[-TAIL_CHARACTERS:]
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_SECONDS)
 
 
 def _free_port() -> int:
