@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES_CPU = 2 << 20
 CHUNK_BYTES_GPU = 256 << 20
-HEAD_CHUNK_BYTES = 128 << 20
+HEAD_CHUNK_BYTES_CPU = 128 << 20
+HEAD_CHUNK_BYTES_GPU = 1 << 30
 """Logits that `score_states` has at a time, in float32: enough rows for a fast matrix product."""
 
 
@@ -165,8 +166,13 @@ def _by_row(gradient: Tensor | None, rows: Tensor, like: Tensor) -> Tensor:
     return sums if gradient is None else sums.index_add_(0, rows, gradient)
 
 
+def head_chunk_bytes(device: torch.device) -> int:
+    """Bytes of float32 logits that `score_states` has at a time there."""
+    return HEAD_CHUNK_BYTES_CPU if device.type == "cpu" else HEAD_CHUNK_BYTES_GPU
+
+
 def _head_chunks(states: Tensor, head: Tensor) -> list[slice]:
-    size = max(1, HEAD_CHUNK_BYTES // (4 * len(head)))
+    size = max(1, head_chunk_bytes(states.device) // (4 * len(head)))
     return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
 
