@@ -204,25 +204,38 @@ class BareTrainer:
 
     def step(self, attention: str, batch: PackedBatch, **arguments: Any) -> None:
         """On packed tokens."""
+        self.add(attention, batch, **arguments)
+        self.update()
+
+    def add(self, attention: str, batch: PackedBatch, **arguments: Any) -> None:
+        """The gradient of a micro-batch of packed tokens."""
         self._model.set_attn_implementation(attention)
         places = {"position_ids": batch.position_ids[None], "logits_to_keep": batch.logit_rows}
         with self._autocast:
             logits = self._model(input_ids=batch.token_ids[None], use_cache=False, **places, **arguments).logits.squeeze(0)
-        self._update(log_softmax(logits.float(), -1)[batch.token_rows, batch.targets], batch.advantages)
+        self._backward(log_softmax(logits.float(), -1)[batch.token_rows, batch.targets], batch.advantages)
 
     def step_rectangle(self, table: Tensor, completion_tokens: int, advantages: Tensor) -> None:
         """On sequences of equal length, [samples, tokens]; `advantages` is [samples · completion tokens]."""
+        self.add_rectangle(table, completion_tokens, advantages)
+        self.update()
+
+    def add_rectangle(self, table: Tensor, completion_tokens: int, advantages: Tensor) -> None:
+        """The gradient of a micro-batch of such sequences."""
         self._model.set_attn_implementation("sdpa")
         with self._autocast:
             logits = self._model(input_ids=table[:, :-1], logits_to_keep=completion_tokens, use_cache=False).logits
         logprobs = log_softmax(logits.float(), -1).gather(-1, table[:, -completion_tokens:, None])
-        self._update(logprobs.flatten(), advantages)
+        self._backward(logprobs.flatten(), advantages)
 
-    def _update(self, logprobs: Tensor, advantages: Tensor) -> None:
-        loss = -(advantages * logprobs).sum() / len(logprobs)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def update(self) -> None:
+        """Change the weights by the gradients so far."""
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
+
+    def _backward(self, logprobs: Tensor, advantages: Tensor) -> None:
+        loss = -(advantages * logprobs).sum() / len(logprobs)
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def make_trees(groups: int, lengths: Sequence[int], spread: int, prompt_tokens: int = PROMPT_TOKENS) -> list[Tree]:

@@ -3,7 +3,7 @@
 All sides have the shape of Qwen2.5-0.5B and the same groups, in rounds in turns, with the GPU idle before and after each.
 
 - `step_over_bare`: `Learner.step`, from rollouts to updated weights with all its statistics, over forward, backward and fused AdamW on the
-  same packed tokens, with the same attention in blocks and logits of all completion tokens at once. Ours makes logits in chunks, twice.
+  same micro-batches, which are on the GPU before, with the same attention in blocks and all logits at once. Ours makes them in chunks.
 - `tree_over_rectangular`: over a padded batch in which each completion repeats its prompt, by torch's causal flash attention; all lengths
   are equal, so the padded batch has no padding, which favours it.
 - `ragged_over_packed`: the step on ragged lengths over the step on equal ones, with equal numbers of tokens.
@@ -33,7 +33,9 @@ from rlvr_trainer.token_logprobs import score_states
 
 LIMITS = {"step_over_bare": 1.10, "tree_over_rectangular": 0.6, "ragged_over_packed": 1.10, "peak_bytes_over_bare": 1.10}
 VOCABULARY, WIDTH = 151_936, 896
-GROUPS, PROMPT_TOKENS = 4, 512
+GROUPS, GROUPS_PER_MICRO_BATCH, PROMPT_TOKENS = 16, 4, 512
+MICRO_BATCH_TOKENS = 10_240
+"""Four equal groups, or as many ragged ones as fit."""
 EQUAL_LENGTHS = (256,) * 8
 RAGGED_LENGTHS = (32, 64, 128, 192, 320, 384, 448, 480)
 LONG_TOKENS = 32_768
@@ -81,14 +83,14 @@ def write_random_model(folder: Path) -> int:
 
 
 def make_learner(folder: Path, **learner: object) -> TimedLearner:
-    """With the defaults of a job on a GPU, one micro-batch a step."""
+    """With the defaults of a job on a GPU."""
     spec = RLVRJobSpec.model_validate({
         "model": {"uri": f"file://{folder.resolve()}", "maxModelLen": LONG_TOKENS},
         "environments": [{"name": "sums", "arithmetic": {}}],
         "sampling": {"maxTokens": 512},
         "stages": [{"name": "climb", "rlvr": {"steps": 1000, "optimizer": {"learningRate": 1e-7}}}],
         "precision": {"learnerCompute": "bfloat16"},
-        "learner": {"gpus": 1, "tokensPerMicroBatch": LONG_TOKENS, **learner},
+        "learner": {"gpus": 1, "tokensPerMicroBatch": MICRO_BATCH_TOKENS, **learner},
     })  # fmt: skip
     return TimedLearner(folder, spec)
 
@@ -127,16 +129,31 @@ def make_sides(folder: Path, equal: list[Tree], ragged: list[Tree], *, ours: boo
     else:
         block_tokens = 1024
     if bare:
-        trainer = BareTrainer(folder, "cuda", torch.bfloat16)
-        batch = pack(equal, block_tokens).to(torch.device("cuda"))
-        table, completion_tokens = rectangle(equal)
-        advantages = pack(equal, ALL_TOKENS).advantages.to("cuda")
-        on_gpu = table.to("cuda")
-        sides |= {
-            "bare": lambda: trainer.step("rlvr_tree", batch, attention_plan=batch.attention),
-            "rectangular": lambda: trainer.step_rectangle(on_gpu, completion_tokens, advantages),
-        }
+        sides |= make_bare_sides(BareTrainer(folder, "cuda", torch.bfloat16), equal, block_tokens)
     return sides
+
+
+def make_bare_sides(trainer: BareTrainer, equal: list[Tree], block_tokens: int) -> dict[str, Callable[[], None]]:
+    """The same groups, packed or as a rectangle, in as many micro-batches, which are on the GPU before."""
+    parts = [equal[start : start + GROUPS_PER_MICRO_BATCH] for start in range(0, len(equal), GROUPS_PER_MICRO_BATCH)]
+    batches = [pack(part, block_tokens).to(torch.device("cuda")) for part in parts]
+    tables = [rectangle(part) for part in parts]
+    rectangles = [
+        (table.to("cuda"), tokens, pack(part, ALL_TOKENS).advantages.to("cuda"))
+        for (table, tokens), part in zip(tables, parts, strict=True)
+    ]
+
+    def step_packed() -> None:
+        for batch in batches:
+            trainer.add("rlvr_tree", batch, attention_plan=batch.attention)
+        trainer.update()
+
+    def step_rectangular() -> None:
+        for table, completion_tokens, advantages in rectangles:
+            trainer.add_rectangle(table, completion_tokens, advantages)
+        trainer.update()
+
+    return {"bare": step_packed, "rectangular": step_rectangular}
 
 
 def time_once(step: Callable[[], None]) -> float:
@@ -174,7 +191,7 @@ def measure_loss() -> tuple[float, int]:
 def time_long_sequence(folder: Path) -> tuple[float, int]:
     """Seconds and bytes of a step on a group of one sequence of 32k tokens beside a short one."""
     torch.cuda.empty_cache()
-    learner = make_learner(folder, gradientCheckpointing=True)
+    learner = make_learner(folder, gradientCheckpointing=True)  # a tree beyond the budget is a micro-batch of its own
     groups = [make_group(tree) for tree in make_trees(1, (LONG_TOKENS - 1024, 8), 0, PROMPT_TOKENS)]
     peak = peak_bytes(lambda: learner.step(groups))
     return time_once(lambda: learner.step(groups)), peak
@@ -185,7 +202,7 @@ def print_table(
 ) -> None:
     """Everything, with the limits."""
     device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    title = f"Learner on {device}: {GROUPS} groups of 8 completions of 256 tokens, {tokens} tokens as trees"
+    title = f"Learner on {device}: {GROUPS} groups of 8 x 256 tokens, {tokens} tokens as trees"
     table = Table(title=title, min_width=110)
     for column in ("what", "median", "limit"):
         table.add_column(column, justify="left" if column == "what" else "right")
