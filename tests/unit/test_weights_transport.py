@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 
-from rlvr_api.spec import TorchDistributed
+from rlvr_api.weight_sync import TorchDistributed
 from rlvr_trainer.weights import collectives, load_transport
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.collectives import BroadcastBrokenError
