@@ -120,7 +120,7 @@ class ChainWriter:
         return tuple(parts)
 
     def _write_part(self, index: int, bucket: Bucket, before: torch.Tensor | None, packed: torch.Tensor) -> BucketPart:
-        result = hashlib.sha256(memoryview(packed.numpy())).hexdigest()
+        result = hashlib.sha256(packed.numpy().data).hexdigest()
         delta = None if before is None else encode_delta(before, packed, DTYPE_BYTES[bucket.slots[0].dtype])
         key = weights_key(self._attempt, self._serial, f"{index:05d}")
         if delta == b"":
