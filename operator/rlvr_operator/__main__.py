@@ -18,6 +18,8 @@ from rlvr_operator import metrics
 from rlvr_operator.cache import Cache
 from rlvr_operator.cluster import Cluster, ClusterError, ConflictError, UnavailableError
 from rlvr_operator.election import Election, LeadershipLostError
+from rlvr_operator.kinds import WATCHED, WATCHED_WITH_KUEUE
+from rlvr_operator.kueue import Kueue, KueueArrivedError
 from rlvr_operator.reconcile import Reconciler
 from rlvr_operator.server import Health, serve
 from rlvr_operator.settings import Settings, SettingsError, read_settings
@@ -46,7 +48,7 @@ def main() -> int:
     except ConfigException as error:
         print(f"error: no cluster: {error}; run in a pod, or set KUBECONFIG", file=sys.stderr)
         return 2
-    except (LeadershipLostError, ClusterError) as error:
+    except (LeadershipLostError, ClusterError, KueueArrivedError) as error:
         logger.error("ends: %s", error)
         logging.shutdown()
         os._exit(1)  # at once: another replica may act from now on
@@ -57,17 +59,19 @@ async def _run(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     queue, cache, phases = WorkQueue(), Cache(), metrics.JobPhases()
-    watches = Watches(cache, queue, settings.watch_namespaces)
+    kinds = WATCHED_WITH_KUEUE if settings.uses_kueue else WATCHED
+    watches = Watches(cache, queue, settings.watch_namespaces, kinds)
     health = Health(lambda: watches.heard, queue.oldest_seconds)
     server = await serve(health, settings.http_port)
     tracing = start_tracing()
     try:
         async with await Cluster.connect() as cluster:
-            resync = Resync(cluster, cache, queue, watches, settings.watch_namespaces)
+            kueue = Kueue(cluster, cache, settings.uses_kueue)
+            resync = Resync(cluster, cache, queue, watches, settings.watch_namespaces, kueue)
             await _list_patiently(resync)
             health.is_ready = True
             election = Election(cluster, settings.namespace, settings.lease_name, settings.pod_name)
-            reconciler = Reconciler(cluster, cache, settings.site, queue, phases)
+            reconciler = Reconciler(cluster, cache, settings.site, queue, phases, kueue)
             await _lead(settings, stop, election, reconciler, resync, watches, queue)
     finally:
         tracing.shutdown()
@@ -98,8 +102,8 @@ async def _lead(
     acquiring = asyncio.create_task(election.acquire())
     tasks: set[asyncio.Task[object]] = {stopped, watching, resyncing, acquiring}
     try:
-        await asyncio.wait({stopped, watching, acquiring}, return_when=asyncio.FIRST_COMPLETED)
-        _raise_first(watching, acquiring)
+        await asyncio.wait({stopped, watching, resyncing, acquiring}, return_when=asyncio.FIRST_COMPLETED)
+        _raise_first(watching, resyncing, acquiring)
         if not stop.is_set():
             leading = {
                 asyncio.create_task(election.keep()),
@@ -107,7 +111,7 @@ async def _lead(
                 *(asyncio.create_task(_work(queue, reconciler)) for _ in range(settings.workers)),
             }
             tasks |= leading
-            await asyncio.wait({stopped, watching, *leading}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopped, watching, resyncing, *leading}, return_when=asyncio.FIRST_COMPLETED)
             _raise_first(watching, *leading)
             logger.info("stops on request; jobs go on without it")
             await _end({task for task in tasks if task not in (stopped, watching)})

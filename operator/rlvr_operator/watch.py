@@ -8,7 +8,7 @@ whole the process ends; a restart costs seconds and no job notices.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import kopf
@@ -16,8 +16,9 @@ import kopf
 from rlvr_api import names
 from rlvr_operator import metrics
 from rlvr_operator.cache import Cache, name_of
-from rlvr_operator.cluster import Cluster, ClusterError
-from rlvr_operator.kinds import CHILD_SELECTOR, KINDS, WATCHED, Kind
+from rlvr_operator.cluster import Cluster, ClusterError, GoneError
+from rlvr_operator.kinds import CHILD_SELECTOR, KINDS, WATCHED, WATCHED_WITH_KUEUE, Kind
+from rlvr_operator.kueue import Kueue
 from rlvr_operator.work_queue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,16 @@ SECOND_LIST_SECONDS = 20.0
 class Watches:
     """Fills a cache from watches."""
 
-    def __init__(self, cache: Cache, queue: WorkQueue, namespaces: tuple[str, ...]) -> None:
-        self._cache, self._queue, self._namespaces = cache, queue, namespaces
+    def __init__(self, cache: Cache, queue: WorkQueue, namespaces: tuple[str, ...], kinds: tuple[Kind, ...] = WATCHED) -> None:
+        self._cache, self._queue, self._namespaces, self._kinds = cache, queue, namespaces, kinds
         self.heard = time.monotonic()
         """Monotonic time of the last event or list."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until `stop` is set."""
-        registry, settings = kopf.OperatorRegistry(), _settings()
+        registry, settings = kopf.OperatorRegistry(), _settings(self._kinds)
         kopf.on.login(registry=registry)(_login)
-        for kind in (JOBS, *WATCHED):
+        for kind in (JOBS, *self._kinds):
             kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"watch-{kind.plural}")(self._handler(kind))
         scope: dict[str, Any] = {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
         await kopf.operator(registry=registry, settings=settings, standalone=True, stop_flag=stop, **scope)
@@ -59,8 +60,10 @@ class Watches:
 class Resync:
     """Puts the cache right by lists, and has every job looked at now and then."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue, watches: Watches, namespaces: tuple[str, ...]) -> None:
-        self._cluster, self._cache, self._queue, self._watches = cluster, cache, queue, watches
+    def __init__(
+        self, cluster: Cluster, cache: Cache, queue: WorkQueue, watches: Watches, namespaces: tuple[str, ...], kueue: Kueue
+    ) -> None:
+        self._cluster, self._cache, self._queue, self._watches, self._kueue = cluster, cache, queue, watches, kueue
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
 
     async def list_all(self) -> None:
@@ -68,17 +71,29 @@ class Resync:
 
         Raises:
             ClusterError: a list failed; what was listed before it is in the cache.
+            KueueArrivedError: Kueue is there since the last time.
         """
-        for kind in (*WATCHED, JOBS):
-            newest, listed = self._cache.newest(), set()
-            for namespace in self._namespaces:
-                async for item in self._cluster.each(kind.name, namespace, labels="" if kind is JOBS else CHILD_SELECTOR):
-                    listed.add(name_of(item))
-                    if (key := self._cache.put(item)) is not None:
-                        self._queue.add(key)
-            for key in self._cache.retain(kind.name, listed, newest):
-                self._queue.add(key)
+        for kind in (*(WATCHED_WITH_KUEUE if self._kueue.is_enabled else WATCHED), JOBS):
+            try:
+                await self._list(kind)
+            except GoneError:
+                if not kind.needs_kueue:
+                    raise
+                self._kueue.note(is_there=False)
+            else:
+                if kind.needs_kueue:
+                    self._kueue.note(is_there=True)
             self._watches.heard = time.monotonic()
+
+    async def _list(self, kind: Kind) -> None:
+        newest, listed = self._cache.newest(), set()
+        for namespace in self._namespaces:
+            async for item in self._cluster.each(kind.name, namespace, labels="" if kind is JOBS else CHILD_SELECTOR):
+                listed.add(name_of(item))
+                if (key := self._cache.put(item)) is not None:
+                    self._queue.add(key)
+        for key in self._cache.retain(kind.name, listed, newest):
+            self._queue.add(key)
 
     async def run(self, seconds: float) -> None:
         """List every `seconds`, for ever."""
@@ -98,7 +113,7 @@ def _login(**context: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(kinds: Iterable[Kind]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True  # else it is blind for a minute where it may not list CRDs and namespaces
@@ -111,7 +126,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.enforce_retry_after = True
     settings.peering.standalone = True
     settings.process.ultimate_exiting_timeout = 10
-    for kind in WATCHED:
+    for kind in kinds:
         settings.watching.label_selectors[(kind.group, kind.version, kind.plural) if kind.group else (kind.version, kind.plural)] = (
             CHILD_SELECTOR
         )
