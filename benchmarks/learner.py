@@ -79,10 +79,10 @@ def main() -> None:
     seconds = time_steps(options.model, options.groups, options.rounds)
     peaks = {side: [_peak_in_child(options, side) for _ in range(options.rounds)] for side in ("ours", "bare")}
     numbers = {
-        "step_over_bare": _ratio(seconds["ours"], seconds["bare"]),
-        "ragged_over_packed": _ratio(seconds["ragged"], seconds["ours"]),
-        "peak_bytes_over_bare": _ratio(peaks["ours"], peaks["bare"]),
-        "tree_over_rectangular": _ratio(seconds["ours"], seconds["rectangular"]),
+        "step_over_bare": ratio(seconds["ours"], seconds["bare"]),
+        "ragged_over_packed": ratio(seconds["ragged"], seconds["ours"]),
+        "peak_bytes_over_bare": ratio(peaks["ours"], peaks["bare"]),
+        "tree_over_rectangular": ratio(seconds["ours"], seconds["rectangular"]),
     }
     added = {name: time_addition(options, changes) for name, changes in ADDITIONS.items()}
     of_processes = {processes: time_processes(options, processes) for processes in (1, 2)}
@@ -135,7 +135,7 @@ def time_addition(options: argparse.Namespace, changes: Mapping[str, Any]) -> fl
             learners[side].step(groups)
             if number:
                 seconds[side].append(time.perf_counter() - began)
-    return _ratio(seconds[1], seconds[0])
+    return ratio(seconds[1], seconds[0])
 
 
 class TimedLearner:
@@ -194,36 +194,52 @@ def step_seconds(folder: Path, groups: int, rounds: int, processes: int) -> list
 
 
 class BareTrainer:
-    """The least that trains: model, log-softmax, backward, fused AdamW."""
+    """The least that trains: model, log-softmax, backward, fused AdamW; float32 weights, and matrix products in `compute_dtype`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    def __init__(self, folder: Path, device: str = "cpu", compute_dtype: torch.dtype = torch.float32) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
         self._model.train()
+        self._autocast = torch.autocast(device, compute_dtype, enabled=compute_dtype != torch.float32)
         self._adamw = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def step(self, attention: str, batch: PackedBatch, **arguments: Any) -> None:
         """On packed tokens."""
+        self.add(attention, batch, **arguments)
+        self.update()
+
+    def add(self, attention: str, batch: PackedBatch, **arguments: Any) -> None:
+        """The gradient of a micro-batch of packed tokens."""
         self._model.set_attn_implementation(attention)
         places = {"position_ids": batch.position_ids[None], "logits_to_keep": batch.logit_rows}
-        logits = self._model(input_ids=batch.token_ids[None], use_cache=False, **places, **arguments).logits.squeeze(0)
-        self._update(log_softmax(logits, -1)[batch.token_rows, batch.targets], batch.advantages)
+        with self._autocast:
+            logits = self._model(input_ids=batch.token_ids[None], use_cache=False, **places, **arguments).logits.squeeze(0)
+        self._backward(log_softmax(logits.float(), -1)[batch.token_rows, batch.targets], batch.advantages)
 
     def step_rectangle(self, table: Tensor, completion_tokens: int, advantages: Tensor) -> None:
         """On sequences of equal length, [samples, tokens]; `advantages` is [samples · completion tokens]."""
-        self._model.set_attn_implementation("sdpa")
-        logits = self._model(input_ids=table[:, :-1], logits_to_keep=completion_tokens, use_cache=False).logits
-        logprobs = log_softmax(logits, -1).gather(-1, table[:, -completion_tokens:, None])
-        self._update(logprobs.flatten(), advantages)
+        self.add_rectangle(table, completion_tokens, advantages)
+        self.update()
 
-    def _update(self, logprobs: Tensor, advantages: Tensor) -> None:
-        loss = -(advantages * logprobs).sum() / len(logprobs)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def add_rectangle(self, table: Tensor, completion_tokens: int, advantages: Tensor) -> None:
+        """The gradient of a micro-batch of such sequences."""
+        self._model.set_attn_implementation("sdpa")
+        with self._autocast:
+            logits = self._model(input_ids=table[:, :-1], logits_to_keep=completion_tokens, use_cache=False).logits
+        logprobs = log_softmax(logits.float(), -1).gather(-1, table[:, -completion_tokens:, None])
+        self._backward(logprobs.flatten(), advantages)
+
+    def update(self) -> None:
+        """Change the weights by the gradients so far."""
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 
+    def _backward(self, logprobs: Tensor, advantages: Tensor) -> None:
+        loss = -(advantages * logprobs).sum() / len(logprobs)
+        loss.backward()  # type: ignore[no-untyped-call]
 
-def make_trees(groups: int, lengths: Sequence[int], spread: int) -> list[Tree]:
-    """Groups of random tokens; prompts have 37 tokens ± `spread`, and 37 on average."""
+
+def make_trees(groups: int, lengths: Sequence[int], spread: int, prompt_tokens: int = PROMPT_TOKENS) -> list[Tree]:
+    """Groups of random tokens; prompts have `prompt_tokens` ± `spread`, and `prompt_tokens` on average."""
     source = random.Random(0)
     offsets = [round(spread * (2 * number / max(1, groups - 1) - 1)) for number in range(groups)]
 
@@ -234,7 +250,7 @@ def make_trees(groups: int, lengths: Sequence[int], spread: int) -> list[Tree]:
     return [
         Tree(
             index,
-            tuple(source.randrange(1000, 40_000) for _ in range(PROMPT_TOKENS + offset)),
+            tuple(source.randrange(1000, 40_000) for _ in range(prompt_tokens + offset)),
             tuple(branch(number, length) for number, length in enumerate(lengths)),
         )
         for index, offset in enumerate(offsets)
@@ -293,7 +309,8 @@ def _peak_in_child(options: argparse.Namespace, side: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
+def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
@@ -323,7 +340,7 @@ def _print_table(
         table.add_row(f"step with {name.replace('_', ' ')} over plain", f"{value:.3f}", "")
     two, one = seconds["2 processes"], seconds["1 process"]
     table.add_row("step of two processes over one", f"{statistics.median(two) / statistics.median(one):.3f}", "")
-    table.add_row("step over bare with our attention", f"{_ratio(seconds['ours'], seconds['bare, our attention']):.3f}", "")
+    table.add_row("step over bare with our attention", f"{ratio(seconds['ours'], seconds['bare, our attention']):.3f}", "")
     Console(width=120).print(table)
 
 

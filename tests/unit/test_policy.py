@@ -167,7 +167,7 @@ def test_logits_in_chunks_change_rounding_only(folder, monkeypatch, learner, gap
     policy = Policy.load(folder, job(**learner))
     whole = ours(policy, policy._model, 0.8)
     monkeypatch.setattr("rlvr_trainer.policy.LOGITS_BYTES_CPU", 0)
-    monkeypatch.setattr("rlvr_trainer.token_logprobs.HEAD_CHUNK_BYTES", 4 * 3 * policy._head.out_features)
+    monkeypatch.setattr("rlvr_trainer.token_logprobs.HEAD_CHUNK_BYTES_CPU", 4 * 3 * policy._head.out_features)
     given = []
     policy._head.register_forward_hook(lambda _, arguments, output: given.append(output.shape[1]))
     chunked = ours(policy, policy._model, 0.8)

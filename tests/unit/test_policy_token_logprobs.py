@@ -102,7 +102,7 @@ def states_and_head(dtype=torch.float64, rows=4, vocabulary=7, size=5):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk_bytes", [1, 2 * 4 * 7, 1 << 20], ids=["a row a chunk", "two rows", "one chunk"])
 def test_scores_from_states_are_those_from_all_logits_and_so_are_both_gradients(temperature, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(token_logprobs, "HEAD_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(token_logprobs, "HEAD_CHUNK_BYTES_CPU", chunk_bytes)
     weights = torch.arange(1.0, 7.0, dtype=torch.float64)
 
     def objective(logprobs, entropies):
@@ -155,7 +155,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_no_tensor_grows_with_rows_times_vocabulary(monkeypatch):
     rows, vocabulary, size = 512, 1000, 8
-    monkeypatch.setattr(token_logprobs, "HEAD_CHUNK_BYTES", 4 * vocabulary * 16)
+    monkeypatch.setattr(token_logprobs, "HEAD_CHUNK_BYTES_CPU", 4 * vocabulary * 16)
     states, head = states_and_head(torch.float32, rows, vocabulary, size)
     places, targets = torch.arange(rows), torch.arange(rows) % vocabulary
     with LargestTensor() as seen:

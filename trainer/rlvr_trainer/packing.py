@@ -14,12 +14,13 @@ Not covered: splitting one group over micro-batches; a group larger than the bud
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlvr_trainer.tree_attention import PROMPT, AttentionPlan, Run, plan_attention
+from rlvr_trainer.tree_attention import PROMPT, AttentionPlan, Run, copy_to, plan_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,11 @@ class PackedBatch:
     """`Tree.index` of the trees inside."""
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The batch on `device`."""
-        return PackedBatch(
-            self.token_ids.to(device), self.position_ids.to(device), self.attention.to(device), self.logit_rows.to(device),
-            self.token_rows.to(device), self.targets.to(device), self.sampler_logprobs.to(device), self.advantages.to(device),
-            self.sequences.to(device), self.ages.to(device), self.trees,
-        )  # fmt: skip
+        """The batch on `device`, without waiting for what the device still does."""
+        moved: dict[str, Any] = {
+            field.name: copy_to(value, device) for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, attention=self.attention.to(device), **moved)
 
 
 def plan_micro_batches(trees: Sequence[Tree], tokens_per_micro_batch: int) -> list[list[Tree]]:

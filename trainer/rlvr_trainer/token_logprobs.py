@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES_CPU = 2 << 20
 CHUNK_BYTES_GPU = 256 << 20
-HEAD_CHUNK_BYTES = 128 << 20
+HEAD_CHUNK_BYTES_CPU = 128 << 20
+HEAD_CHUNK_BYTES_GPU = 1 << 30
 """Logits that `score_states` has at a time, in float32: enough rows for a fast matrix product."""
 
 
@@ -101,8 +102,8 @@ class _ScoreStates(torch.autograd.Function):
             for part in _head_chunks(states, head):
                 logits = (states[part] @ cast.T).to(dtype)
                 log_sums[part], entropies[part] = _summarize(logits, temperature)
-                here = ((rows >= part.start) & (rows < part.stop)).nonzero().squeeze(1)
-                chosen[here] = logits[rows[here] - part.start, targets[here]]
+                inside, places = _places(rows, part)
+                chosen = torch.where(inside, logits[places, targets], chosen)
         ctx.save_for_backward(states, head, rows, targets, log_sums, entropies)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -126,8 +127,9 @@ class _ScoreStates(torch.autograd.Function):
                 of_entropy = None if by_entropy is None else by_entropy[part]
                 _to_gradient(piece, ctx.temperature, log_sums[part], entropies[part], by_token[part], of_entropy)
                 if gradient is not None:
-                    here = ((rows >= part.start) & (rows < part.stop)).nonzero().squeeze(1)
-                    piece.index_put_((rows[here] - part.start, targets[here]), (gradient / ctx.temperature)[here], accumulate=True)
+                    inside, places = _places(rows, part)
+                    here = torch.where(inside, gradient / ctx.temperature, 0.0)
+                    piece.index_put_((places, targets), here, accumulate=True)
                 small = piece.to(states.dtype)
                 of_states[part] = small @ cast
                 if of_head is not None:
@@ -165,8 +167,18 @@ def _by_row(gradient: Tensor | None, rows: Tensor, like: Tensor) -> Tensor:
     return sums if gradient is None else sums.index_add_(0, rows, gradient)
 
 
+def _places(rows: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Which tokens have their row in a part, and where: anywhere for the others. A list of them would have the host wait for the GPU."""
+    return (rows >= part.start) & (rows < part.stop), (rows - part.start).clamp(0, part.stop - part.start - 1)
+
+
+def head_chunk_bytes(device: torch.device) -> int:
+    """Bytes of float32 logits that `score_states` has at a time there."""
+    return HEAD_CHUNK_BYTES_CPU if device.type == "cpu" else HEAD_CHUNK_BYTES_GPU
+
+
 def _head_chunks(states: Tensor, head: Tensor) -> list[slice]:
-    size = max(1, HEAD_CHUNK_BYTES // (4 * len(head)))
+    size = max(1, head_chunk_bytes(states.device) // (4 * len(head)))
     return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
 

@@ -64,8 +64,13 @@ class AttentionPlan:
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """The plan with its masks on `device`."""
-        moved = (AttentionBlock(b.length, b.prefix, None if b.mask is None else b.mask.to(device)) for b in self.blocks)
+        moved = (AttentionBlock(b.length, b.prefix, None if b.mask is None else copy_to(b.mask, device)) for b in self.blocks)
         return AttentionPlan(tuple(moved), self.depth)
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; a copy to a GPU is queued there, behind what it still does, from memory that it can read by itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not tensor.is_cuda else tensor.to(device)
 
 
 def plan_attention(trees: Sequence[Sequence[Run]], block_tokens: int) -> AttentionPlan:
