@@ -112,7 +112,7 @@ async def _lead(
             }
             tasks |= leading
             await asyncio.wait({stopped, watching, resyncing, *leading}, return_when=asyncio.FIRST_COMPLETED)
-            _raise_first(watching, *leading)
+            _raise_first(watching, resyncing, *leading)
             logger.info("stops on request; jobs go on without it")
             await _end({task for task in tasks if task not in (stopped, watching)})
             await election.release()
