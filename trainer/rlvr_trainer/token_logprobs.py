@@ -119,6 +119,7 @@ class _ScoreStates(torch.autograd.Function):
         states, head, rows, targets, log_sums, entropies = ctx.saved_tensors
         by_token = _by_row(gradient, rows, log_sums) / ctx.temperature
         by_entropy = None if entropy_gradient is None else _by_row(entropy_gradient, rows, log_sums) / ctx.temperature
+        by_choice = None if gradient is None else gradient / ctx.temperature
         of_states, of_head = torch.empty_like(states), torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = head.to(states.dtype)
@@ -126,10 +127,9 @@ class _ScoreStates(torch.autograd.Function):
                 piece = (states[part] @ cast.T).to(log_sums.dtype)
                 of_entropy = None if by_entropy is None else by_entropy[part]
                 _to_gradient(piece, ctx.temperature, log_sums[part], entropies[part], by_token[part], of_entropy)
-                if gradient is not None:
+                if by_choice is not None:
                     inside, places = _places(rows, part)
-                    here = torch.where(inside, gradient / ctx.temperature, 0.0)
-                    piece.index_put_((places, targets), here, accumulate=True)
+                    piece.index_put_((places, targets), torch.where(inside, by_choice, 0.0), accumulate=True)
                 small = piece.to(states.dtype)
                 of_states[part] = small @ cast
                 if of_head is not None:
