@@ -78,12 +78,7 @@ def main() -> None:
         return
     seconds = time_steps(options.model, options.groups, options.rounds)
     peaks = {side: [_peak_in_child(options, side) for _ in range(options.rounds)] for side in ("ours", "bare")}
-    numbers = {
-        "step_over_bare": ratio(seconds["ours"], seconds["bare"]),
-        "ragged_over_packed": ratio(seconds["ragged"], seconds["ours"]),
-        "peak_bytes_over_bare": ratio(peaks["ours"], peaks["bare"]),
-        "tree_over_rectangular": ratio(seconds["ours"], seconds["rectangular"]),
-    }
+    numbers = compare(seconds, peaks)
     added = {name: time_addition(options, changes) for name, changes in ADDITIONS.items()}
     of_processes = {processes: time_processes(options, processes) for processes in (1, 2)}
     seconds |= {f"{processes} process{'es' * (processes - 1)}": found for processes, found in of_processes.items()}
@@ -96,8 +91,7 @@ def main() -> None:
 def time_steps(folder: Path, groups: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each side in each round, after one round to warm up."""
     equal, ragged = make_trees(groups, EQUAL_LENGTHS, spread=0), make_trees(groups, RAGGED_LENGTHS, spread=12)
-    if sum(tree.forward_tokens for tree in equal) != sum(tree.forward_tokens for tree in ragged):
-        raise SystemExit("ragged and equal groups must have the same number of tokens")
+    check_equally_large(equal, ragged)
     learner = make_learner(folder)
     bare = BareTrainer(folder)
     batch = pack(equal, ALL_TOKENS)
@@ -113,12 +107,31 @@ def time_steps(folder: Path, groups: int, rounds: int) -> dict[str, list[float]]
         "rectangular": lambda: bare.step_rectangle(table, completion_tokens, batch.advantages),
         "ragged": lambda: learner.step(ragged_groups),
     }
+    return time_in_turns(sides, rounds)
+
+
+def check_equally_large(equal: Sequence[Tree], ragged: Sequence[Tree]) -> None:
+    """Exits where the two do not compare."""
+    if sum(tree.forward_tokens for tree in equal) != sum(tree.forward_tokens for tree in ragged):
+        raise SystemExit("ragged and equal groups must have the same number of tokens")
+
+
+def time_in_turns(
+    sides: Mapping[str, Callable[[], None]], rounds: int, finish: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each side in each round, after one round to warm up.
+
+    Args:
+        finish: waits until nothing is at work any more.
+    """
     found: dict[str, list[float]] = {side: [] for side in sides}
     names = list(sides)
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            finish()
             began = time.perf_counter()
             sides[name]()
+            finish()
             if number:
                 found[name].append(time.perf_counter() - began)
     return found
@@ -127,15 +140,9 @@ def time_steps(folder: Path, groups: int, rounds: int) -> dict[str, list[float]]
 def time_addition(options: argparse.Namespace, changes: Mapping[str, Any]) -> float:
     """The step with these settings over the step without."""
     groups = [make_group(tree) for tree in make_trees(options.groups, EQUAL_LENGTHS, spread=0)]
-    learners = make_learner(options.model), make_learner(options.model, changes)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(options.rounds + 1):
-        for side in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            learners[side].step(groups)
-            if number:
-                seconds[side].append(time.perf_counter() - began)
-    return ratio(seconds[1], seconds[0])
+    plain, changed = make_learner(options.model), make_learner(options.model, changes)
+    seconds = time_in_turns({"changed": lambda: changed.step(groups), "plain": lambda: plain.step(groups)}, options.rounds)
+    return ratio(seconds["changed"], seconds["plain"])
 
 
 class TimedLearner:
@@ -159,15 +166,15 @@ def make_learner(folder: Path, changes: Mapping[str, Any] | None = None) -> Time
     return TimedLearner(folder, make_spec(folder, changes))
 
 
-def make_spec(folder: Path, changes: Mapping[str, Any] | None = None, processes: int = 1) -> RLVRJobSpec:
-    """The job of a learner."""
-    return RLVRJobSpec.model_validate({
+def make_spec(folder: Path, changes: Mapping[str, Any] | None = None, **sections: Mapping[str, Any]) -> RLVRJobSpec:
+    """The job of a learner, with changes of its stage, and further settings of other sections."""
+    job: dict[str, Any] = {
         "model": {"uri": f"file://{folder.resolve()}", "maxModelLen": 256},
         "environments": [{"name": "sums", "arithmetic": {}}],
         "sampling": {"maxTokens": 16},
         "stages": [{"name": "climb", "rlvr": {"steps": 1000, "optimizer": {"learningRate": LEARNING_RATE}, **(changes or {})}}],
-        "learner": {"processesPerNode": processes},
-    })  # fmt: skip
+    }
+    return RLVRJobSpec.model_validate(job | {name: {**job.get(name, {}), **more} for name, more in sections.items()})
 
 
 def time_processes(options: argparse.Namespace, processes: int) -> list[float]:
@@ -182,7 +189,10 @@ def time_processes(options: argparse.Namespace, processes: int) -> list[float]:
 
 def step_seconds(folder: Path, groups: int, rounds: int, processes: int) -> list[float]:
     """The same, with this process as the lead."""
-    spec, batch = make_spec(folder, None, processes), [make_group(tree) for tree in make_trees(groups, EQUAL_LENGTHS, spread=0)]
+    spec, batch = (
+        make_spec(folder, learner={"processesPerNode": processes}),
+        [make_group(tree) for tree in make_trees(groups, EQUAL_LENGTHS, spread=0)],
+    )
     with open_ranks(spec, folder) as ranks:
         learner = TimedLearner(folder, spec, ranks)
         found = []
@@ -314,6 +324,33 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
+def compare(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What `LIMITS` limits."""
+    return {
+        "step_over_bare": ratio(seconds["ours"], seconds["bare"]),
+        "ragged_over_packed": ratio(seconds["ragged"], seconds["ours"]),
+        "peak_bytes_over_bare": ratio(peaks["ours"], peaks["bare"]),
+        "tree_over_rectangular": ratio(seconds["ours"], seconds["rectangular"]),
+    }
+
+
+def start_table(
+    title: str, seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, Sequence[float]], numbers: Mapping[str, float]
+) -> Table:
+    """Medians of seconds and bytes by side, and what has a limit."""
+    table = Table(title=title, min_width=110)
+    for column in ("what", "median", "limit"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for name, values in seconds.items():
+        table.add_row(f"step, {name}", f"{statistics.median(values):#.3g} s", "")
+    for name, sizes in peaks.items():
+        table.add_row(f"peak memory, {name}", f"{statistics.median(sizes) / 1e9:#.3g} GB", "")
+    table.add_section()
+    for name, value in numbers.items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}", f"{LIMITS[name]:.2f}")
+    return table
+
+
 def _print_table(
     seconds: dict[str, list[float]],
     peaks: dict[str, list[float]],
@@ -326,16 +363,7 @@ def _print_table(
         f"Learner: {options.groups} groups of 8 completions of 8 tokens, {tokens} tokens as trees, SmolLM2-135M fp32, "
         f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds"
     )
-    table = Table(title=title, min_width=110)
-    for column in ("what", "median", "limit"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for name, values in seconds.items():
-        table.add_row(f"step, {name}", f"{statistics.median(values):.2f} s", "")
-    for name, sizes in peaks.items():
-        table.add_row(f"peak memory, {name}", f"{statistics.median(sizes) / 1e9:.2f} GB", "")
-    table.add_section()
-    for name, value in numbers.items():
-        table.add_row(name.replace("_", " "), f"{value:.3f}", f"{LIMITS[name]:.2f}")
+    table = start_table(title, seconds, peaks, numbers)
     for name, value in added.items():
         table.add_row(f"step with {name.replace('_', ' ')} over plain", f"{value:.3f}", "")
     two, one = seconds["2 processes"], seconds["1 process"]

@@ -17,21 +17,33 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.learner import ALL_TOKENS, BareTrainer, TimedLearner, make_group, make_trees, ratio, rectangle
-from rlvr_api.spec import RLVRJobSpec
+from benchmarks.learner import (
+    ALL_TOKENS,
+    BareTrainer,
+    TimedLearner,
+    check_equally_large,
+    compare,
+    make_group,
+    make_spec,
+    make_trees,
+    rectangle,
+    start_table,
+    time_in_turns,
+)
+from rlvr_trainer import tree_attention
 from rlvr_trainer.packing import Tree, pack
+from rlvr_trainer.policy import BLOCK_TOKENS_GPU
 from rlvr_trainer.token_logprobs import score_states
 
-LIMITS = {"step_over_bare": 1.10, "tree_over_rectangular": 0.6, "ragged_over_packed": 1.10, "peak_bytes_over_bare": 1.10}
 VOCABULARY, WIDTH = 151_936, 896
 GROUPS, GROUPS_PER_MICRO_BATCH, PROMPT_TOKENS = 16, 4, 512
 MICRO_BATCH_TOKENS = 10_240
@@ -41,7 +53,6 @@ RAGGED_LENGTHS = (32, 64, 128, 192, 320, 384, 448, 480)
 LONG_TOKENS = 32_768
 BF16_PEAK_FLOPS = 989e12
 """Of an H100 or H200 (SXM), dense, NVIDIA's data sheet."""
-GIB = 1 << 30
 
 
 def main() -> None:
@@ -55,18 +66,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random-0.5b"
         parameters = write_random_model(model)
-        seconds, peaks = time_steps(model, options.rounds)
+        equal, ragged = make_trees(GROUPS, EQUAL_LENGTHS, 0, PROMPT_TOKENS), make_trees(GROUPS, RAGGED_LENGTHS, 128, PROMPT_TOKENS)
+        check_equally_large(equal, ragged)
+        peaks = {side: [measure_peak(model, side, equal)] for side in ("ours", "bare")}
+        sides = {**make_our_sides(model, equal, ragged), **make_bare_sides(model, equal)}
+        seconds = time_in_turns(sides, options.rounds, torch.cuda.synchronize)
+        del sides
         long = time_long_sequence(model)
-    numbers = {
-        "step_over_bare": ratio(seconds["ours"], seconds["bare"]),
-        "ragged_over_packed": ratio(seconds["ragged"], seconds["ours"]),
-        "peak_bytes_over_bare": peaks["ours"] / peaks["bare"],
-        "tree_over_rectangular": ratio(seconds["ours"], seconds["rectangular"]),
-    }
-    tokens = sum(tree.forward_tokens for tree in make_trees(GROUPS, EQUAL_LENGTHS, 0, PROMPT_TOKENS))
-    numbers["model_flops_share"] = 6 * parameters * tokens / statistics.median(seconds["ours"]) / BF16_PEAK_FLOPS
-    print_table(seconds, peaks, numbers, {"loss": measure_loss(), "long": long}, tokens)
-    print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
+    numbers, loss = compare(seconds, peaks), measure_loss()
+    tokens = sum(tree.forward_tokens for tree in equal)
+    flops_share = 6 * parameters * tokens / statistics.median(seconds["ours"]) / BF16_PEAK_FLOPS
+    device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    title = f"Learner on {device}: {GROUPS} groups of 8 x 256 tokens, {tokens} tokens as trees"
+    table = start_table(title, seconds, peaks, numbers)
+    table.add_row("6 x parameters x tokens over time and the GPU's peak", f"{flops_share:.1%}", "")
+    table.add_row("loss of 32k tokens, vocabulary of 152k", f"{loss[0]:.3f} s, {loss[1] / 1e9:.1f} GB", "")
+    table.add_row("step on 32k tokens, checkpointing", f"{long[0]:.2f} s, {long[1] / 1e9:.1f} GB", "")
+    Console(width=130).print(table)
+    print(json.dumps({name: round(value, 4) for name, value in {**numbers, "model_flops_share": flops_share}.items()}))
 
 
 def write_random_model(folder: Path) -> int:
@@ -84,59 +101,36 @@ def write_random_model(folder: Path) -> int:
 
 def make_learner(folder: Path, **learner: object) -> TimedLearner:
     """With the defaults of a job on a GPU."""
-    spec = RLVRJobSpec.model_validate({
-        "model": {"uri": f"file://{folder.resolve()}", "maxModelLen": LONG_TOKENS},
-        "environments": [{"name": "sums", "arithmetic": {}}],
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"maxModelLen": LONG_TOKENS},
         "sampling": {"maxTokens": 512},
-        "stages": [{"name": "climb", "rlvr": {"steps": 1000, "optimizer": {"learningRate": 1e-7}}}],
         "precision": {"learnerCompute": "bfloat16"},
         "learner": {"gpus": 1, "tokensPerMicroBatch": MICRO_BATCH_TOKENS, **learner},
-    })  # fmt: skip
-    return TimedLearner(folder, spec)
+    }
+    return TimedLearner(folder, make_spec(folder, **sections))
 
 
-def time_steps(folder: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each side in each round, after one round to warm up, and the most bytes that each held, but for the other's weights."""
-    equal, ragged = make_trees(GROUPS, EQUAL_LENGTHS, 0, PROMPT_TOKENS), make_trees(GROUPS, RAGGED_LENGTHS, 128, PROMPT_TOKENS)
-    if sum(tree.forward_tokens for tree in equal) != sum(tree.forward_tokens for tree in ragged):
-        raise SystemExit("ragged and equal groups must have the same number of tokens")
-    seconds: dict[str, list[float]] = {}
-    peaks: dict[str, int] = {}
-    for of_ours in (True, False):  # one after the other where memory is compared, and both where time is
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        sides = make_sides(folder, equal, ragged, ours=of_ours, bare=not of_ours)
-        peaks["ours" if of_ours else "bare"] = peak_bytes(sides["ours" if of_ours else "bare"]) - before
-        del sides
-    sides = make_sides(folder, equal, ragged, ours=True, bare=True)
-    names = list(sides)
-    for number in range(rounds + 1):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            taken = time_once(sides[name])
-            if number:
-                seconds.setdefault(name, []).append(taken)
-    return seconds, peaks
+def measure_peak(folder: Path, side: str, equal: Sequence[Tree]) -> int:
+    """Most bytes that a side holds while the other is not there."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    sides = make_our_sides(folder, equal, ()) if side == "ours" else make_bare_sides(folder, equal)
+    return peak_bytes(sides[side]) - before
 
 
-def make_sides(folder: Path, equal: list[Tree], ragged: list[Tree], *, ours: bool, bare: bool) -> dict[str, Callable[[], None]]:
-    """What is measured, by name; models are loaded for those alone that are asked for."""
-    sides: dict[str, Callable[[], None]] = {}
-    if ours:
-        learner = make_learner(folder)
-        groups = {"ours": [make_group(tree) for tree in equal], "ragged": [make_group(tree) for tree in ragged]}
-        sides |= {name: partial(learner.step, of) for name, of in groups.items()}
-        block_tokens = learner.policy.block_tokens
-    else:
-        block_tokens = 1024
-    if bare:
-        sides |= make_bare_sides(BareTrainer(folder, "cuda", torch.bfloat16), equal, block_tokens)
-    return sides
+def make_our_sides(folder: Path, equal: Sequence[Tree], ragged: Sequence[Tree]) -> dict[str, Callable[[], None]]:
+    """Steps of one learner."""
+    learner = make_learner(folder)
+    groups = {"ours": [make_group(tree) for tree in equal], "ragged": [make_group(tree) for tree in ragged]}
+    return {name: partial(learner.step, of) for name, of in groups.items()}
 
 
-def make_bare_sides(trainer: BareTrainer, equal: list[Tree], block_tokens: int) -> dict[str, Callable[[], None]]:
+def make_bare_sides(folder: Path, equal: Sequence[Tree]) -> dict[str, Callable[[], None]]:
     """The same groups, packed or as a rectangle, in as many micro-batches, which are on the GPU before."""
+    tree_attention.register()
+    trainer = BareTrainer(folder, "cuda", torch.bfloat16)
     parts = [equal[start : start + GROUPS_PER_MICRO_BATCH] for start in range(0, len(equal), GROUPS_PER_MICRO_BATCH)]
-    batches = [pack(part, block_tokens).to(torch.device("cuda")) for part in parts]
+    batches = [pack(part, BLOCK_TOKENS_GPU).to(torch.device("cuda")) for part in parts]
     tables = [rectangle(part) for part in parts]
     rectangles = [
         (table.to("cuda"), tokens, pack(part, ALL_TOKENS).advantages.to("cuda"))
@@ -145,7 +139,7 @@ def make_bare_sides(trainer: BareTrainer, equal: list[Tree], block_tokens: int) 
 
     def step_packed() -> None:
         for batch in batches:
-            trainer.add("rlvr_tree", batch, attention_plan=batch.attention)
+            trainer.add(tree_attention.NAME, batch, attention_plan=batch.attention)
         trainer.update()
 
     def step_rectangular() -> None:
@@ -195,28 +189,6 @@ def time_long_sequence(folder: Path) -> tuple[float, int]:
     groups = [make_group(tree) for tree in make_trees(1, (LONG_TOKENS - 1024, 8), 0, PROMPT_TOKENS)]
     peak = peak_bytes(lambda: learner.step(groups))
     return time_once(lambda: learner.step(groups)), peak
-
-
-def print_table(
-    seconds: dict[str, list[float]], peaks: dict[str, int], numbers: dict[str, float], alone: dict[str, tuple[float, int]], tokens: int
-) -> None:
-    """Everything, with the limits."""
-    device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    title = f"Learner on {device}: {GROUPS} groups of 8 x 256 tokens, {tokens} tokens as trees"
-    table = Table(title=title, min_width=110)
-    for column in ("what", "median", "limit"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for name, values in seconds.items():
-        table.add_row(f"step, {name}", f"{statistics.median(values):.3f} s", "")
-    for name, size in peaks.items():
-        table.add_row(f"peak memory, {name}", f"{size / GIB:.1f} GiB", "")
-    table.add_section()
-    for name, limit in LIMITS.items():
-        table.add_row(name.replace("_", " "), f"{numbers[name]:.3f}", f"{limit:.2f}")
-    table.add_row("6 x parameters x tokens over time and the GPU's peak", f"{numbers['model_flops_share']:.1%}", "")
-    table.add_row("loss of 32k tokens, vocabulary of 152k", "{:.3f} s, {:.1f} GiB".format(alone["loss"][0], alone["loss"][1] / GIB), "")
-    table.add_row("step on 32k tokens, checkpointing", "{:.2f} s, {:.1f} GiB".format(alone["long"][0], alone["long"][1] / GIB), "")
-    Console(width=130).print(table)
 
 
 if __name__ == "__main__":
