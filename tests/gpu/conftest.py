@@ -6,12 +6,11 @@ import torch
 from rlvr_trainer.pretrained import write_tiny_model
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "tests/gpu/" in item.path.as_posix():
-            item.add_marker(pytest.mark.skip(reason="no GPU that torch can use: run `python -m pytest tests/gpu` on a machine with one"))
+@pytest.fixture(scope="session", autouse=True)
+def gpu():
+    """A GPU that torch can use."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use: run `python -m pytest tests/gpu` on a machine with one")
 
 
 @pytest.fixture(scope="session")

@@ -2,46 +2,19 @@
 
 import pytest
 import torch
+from algorithm_settings import ALGORITHMS, correction_for
+from rank_trials import SMOOTH, make_groups
 
 from rlvr_api.spec import RLVRJobSpec
-from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer.learner import Learner
 from rlvr_trainer.policy import Policy
-from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
 
-ALGORITHMS = {
-    "grpo": {}, "drGrpo": {"normalizerTokens": 8}, "rloo": {}, "reinforcePlusPlus": {}, "dapo": {"overlong": {"bufferTokens": 4}},
-    "gspo": {}, "cispo": {}, "sapo": {}, "dppoTv": {}, "ppo": {},
-}  # fmt: skip
 STEPS = 3
-
-
-def make_groups(step):
-    source = torch.Generator().manual_seed(step)
-
-    def ids(count):
-        return tuple(torch.randint(4, 60, (count,), generator=source).tolist())
-
-    def rollout(number):
-        tokens = ids(2 + number)
-        verdict = Verdict(
-            id="x", status=VerdictStatus.PASS if number % 2 else VerdictStatus.FAIL, score=float(number % 2), verifier="none",
-            verifier_version="1",
-        )  # fmt: skip
-        return Rollout(tokens, (-4.0,) * len(tokens), (VersionSpan(0, 0, len(tokens)),), "stop", "", verdict)
-
-    return [
-        RolloutGroup(
-            Admission(index, "sums", 0, index), f"{index:016x}", ids(6), "", tuple(map(rollout, range(5))), "rollout-0", "", 1.0, 0.1
-        )
-        for index in range(4 * step, 4 * step + 4)
-    ]
 
 
 def make_learner(folder, gpus, algorithm, model=None, compute="float32", **stage):
     """With its policy."""
-    # A large epsilon keeps AdamW from making of rounding an update as large as any.
-    optimizer = {"learningRate": 1e-3, "epsilon": 1e-3}
+    optimizer = {"learningRate": 1e-3, **SMOOTH}
     spec = RLVRJobSpec.model_validate({
         "model": {"uri": "file:///model", "maxModelLen": 128, **(model or {})},
         "environments": [{"name": "sums", "arithmetic": {}}],
@@ -49,7 +22,7 @@ def make_learner(folder, gpus, algorithm, model=None, compute="float32", **stage
         "stages": [{"name": "climb", "rlvr": {"steps": 10, "algorithm": algorithm, "optimizer": optimizer, **stage}}],
         "learner": {"gpus": gpus},
         "precision": {"learnerCompute": compute},
-        "offPolicy": {"correction": {"none": {}} if "dppoTv" in algorithm else {"tokenTruncated": {"cap": 2.0}}},
+        "offPolicy": {"correction": correction_for(algorithm)},
     })  # fmt: skip
     policy = Policy.load(folder, spec)
     reference = {name: tensor.clone() for name, tensor in policy.engine_named_tensors().items()} if "referenceKl" in stage else None
@@ -63,7 +36,7 @@ def weights_of(policy):
 def take_steps(made, steps=range(STEPS)):
     learner, policy = made
     for step in steps:
-        assert learner.step(make_groups(step), 0, lambda version: 0).updated
+        assert learner.step(make_groups(4, step), 0, lambda version: 0).updated
     return weights_of(policy)
 
 

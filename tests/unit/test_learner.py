@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from algorithm_settings import ALGORITHMS, correction_for
 from torch.nn.functional import log_softmax
 
 from rlvr_api.spec import RLVRJobSpec
@@ -26,14 +27,7 @@ def folder(tmp_path_factory):
     return place
 
 
-ALGORITHMS = {
-    "grpo": {}, "drGrpo": {"normalizerTokens": 8}, "rloo": {}, "reinforcePlusPlus": {}, "dapo": {"overlong": {"bufferTokens": 4}},
-    "gspo": {}, "cispo": {}, "sapo": {}, "dppoTv": {}, "ppo": {},
-}  # fmt: skip
-
-
 def job(algorithm=GRPO, tokens_per_micro_batch=4096, temperature=1.0, correction=None, minibatches=1, **optimizer):
-    correction = correction or ({"none": {}} if "dppoTv" in algorithm else {"tokenTruncated": {"cap": 2.0}})
     return RLVRJobSpec.model_validate({
         "model": {"uri": "file:///model", "maxModelLen": 128},
         "environments": [{"name": "sums", "arithmetic": {}}],
@@ -41,7 +35,7 @@ def job(algorithm=GRPO, tokens_per_micro_batch=4096, temperature=1.0, correction
         "stages": [{"name": "climb", "rlvr": {"steps": 10, "algorithm": algorithm, "minibatches": minibatches,
                                               "optimizer": {"learningRate": 1e-2, **optimizer}}}],
         "learner": {"tokensPerMicroBatch": tokens_per_micro_batch},
-        "offPolicy": {"correction": correction},
+        "offPolicy": {"correction": correction or correction_for(algorithm)},
     })  # fmt: skip
 
 

@@ -1,108 +1,32 @@
 """Both ends of the gloo transport, without vLLM: learner and workers in this process, and a worker in another one to be killed."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
+from weight_group import (
+    CPU,
+    TRANSPORT,
+    DictInstallation,
+    Learner,
+    learning,
+    make_tensors,
+    no_one_is_dead,
+    send,
+    tell,
+    worker,
+)
 
 from rlvr_api.spec import TorchDistributed
-from rlvr_trainer.weights import collectives, load_transport
+from rlvr_trainer.weights import collectives
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.collectives import BroadcastBrokenError
 from rlvr_trainer.weights.follower import SupersededError, WeightFollower
-from rlvr_trainer.weights.protocol import Invitation, SwapOrder, UpdateHeader
-
-CPU = torch.device("cpu")
-TRANSPORT = load_transport("torch_distributed")
-
-
-class DictInstallation:
-    """Weights as a dictionary. `on_bucket` is called for each bucket that arrives, `on_settle` after each swap."""
-
-    def __init__(self, on_bucket=lambda bucket: None, on_settle=lambda: None):
-        self.live, self._arriving, self.on_bucket, self.on_settle = {}, {}, on_bucket, on_settle
-
-    def stage(self, buckets):
-        self._arriving = {}
-        for bucket in buckets:
-            self.on_bucket(bucket)
-            self._arriving |= {name: tensor.clone() for name, tensor in bucket}
-
-    def swap(self):
-        self.live = self._arriving
-
-    def settle(self):
-        self.on_settle()
-
-
-def make_tensors(seed, count=6, size=1000):
-    generator = torch.Generator().manual_seed(seed)
-    return {f"layers.{index}.weight": torch.randn(size, generator=generator) for index in range(count)}
-
-
-def no_one_is_dead(ranks):
-    return ()
-
-
-class Learner:
-    """The learner's end, with the HTTP calls replaced by calls to followers."""
-
-    def __init__(self, timeout_seconds=10.0, attempt=1):
-        self.timeout_seconds, self.attempt, self.epoch = timeout_seconds, attempt, 0
-        self.rendezvous = TRANSPORT.open_rendezvous("127.0.0.1", TorchDistributed(), timeout_seconds)
-        self.senders = []
-
-    def invitation(self, layout, world_size, rank):
-        host, port = self.rendezvous.address
-        return Invitation(
-            attempt=self.attempt, epoch=self.epoch, world_size=world_size, rank_offset=rank, store_host=host, store_port=port,
-            collective="gloo", timeout_seconds=self.timeout_seconds, layout=layout,
-        )  # fmt: skip
-
-    def form(self, layout, followers, invite=lambda invitation: None, others=0):
-        self.epoch += 1
-        world_size = 1 + len(followers) + others
-        for rank, follower in enumerate(followers, start=1):
-            follower.accept(self.invitation(layout, world_size, rank), 0)
-        for rank in range(1 + len(followers), world_size):
-            invite(self.invitation(layout, world_size, rank))
-        sender = self.rendezvous.open_group(self.attempt, self.epoch, world_size, layout, CPU)
-        self.senders.append(sender)
-        answers = sender.await_members(list(range(1, world_size)), no_one_is_dead)
-        assert all(answer.outcome == "done" for answer in answers.values()), answers
-        sender.connect()
-        return sender
-
-    def order(self, sequence, version, **changes):
-        return SwapOrder(attempt=self.attempt, epoch=self.epoch, sequence=sequence, version=version).model_copy(update=changes)
-
-    def close(self):
-        for sender in self.senders:
-            sender.close()
-        self.rendezvous.close()
-
-
-@contextmanager
-def learning(**settings):
-    learner = Learner(**settings)
-    try:
-        yield learner
-    finally:
-        learner.close()
-
-
-def send(sender, tensors, sequence, version, ranks):
-    calls = []
-    sender.send(tensors, UpdateHeader(sequence=sequence, version=version), lambda: calls.append(sequence))
-    assert calls == [sequence]
-    return sender.await_staged(sequence, ranks, no_one_is_dead)
+from rlvr_trainer.weights.protocol import Invitation, UpdateHeader
 
 
 def wait_until(condition, what, seconds=10.0):
@@ -298,35 +222,9 @@ def test_a_name_of_another_machine_is_refused_with_its_address(monkeypatch):
         collectives.own_address("elsewhere", 0.0)
 
 
-def serve_until_frozen():
-    """A worker in a process of its own: follows the invitation on stdin, and stops itself when the first bucket is there."""
-    print("ready", flush=True)
-    invitation = Invitation.model_validate_json(sys.stdin.readline())
-    WeightFollower(TRANSPORT, DictInstallation(on_bucket=lambda bucket: os.kill(os.getpid(), signal.SIGSTOP)), CPU).accept(invitation, 0)
-    threading.Event().wait(60)
-
-
-@contextmanager
-def frozen_worker():
-    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
-
-
 def state_of(process):
     with open(f"/proc/{process.pid}/stat") as stat:
         return stat.read().rsplit(")", 1)[1].split()[0]
-
-
-def invite_over(worker):
-    def invite(invitation):
-        worker.stdin.write(invitation.model_dump_json() + "\n")
-        worker.stdin.flush()
-
-    return invite
 
 
 def serves_next_epoch(learner, layout, followers, installations, tensors):
@@ -345,13 +243,13 @@ def test_a_worker_killed_in_mid_broadcast_holds_nobody_up_for_the_time_out():
     followers = [WeightFollower(TRANSPORT, installation, CPU) for installation in installations]
     tensors = make_tensors(0, count=40, size=2**19)
     layout = plan_layout(tensors, "float32", 2**21)
-    with frozen_worker() as worker, learning(timeout_seconds=120.0) as learner:
+    with worker("cpu", "--freeze") as process, learning(timeout_seconds=120.0) as learner:
         # The last rank gets its bytes from another worker, not from the learner, which so sees nothing of its death.
-        sender = learner.form(layout, followers, invite_over(worker), others=1)
+        sender = learner.form(layout, followers, partial(tell, process), others=1)
 
         def kill_when_frozen():
-            wait_until(lambda: state_of(worker) == "T", "the worker stops itself")
-            worker.kill()
+            wait_until(lambda: state_of(process) == "T", "the worker stops itself")
+            process.kill()
             sender.abort()
 
         killer = threading.Thread(target=kill_when_frozen)
@@ -374,8 +272,8 @@ def test_a_frozen_worker_ends_the_broadcast_for_all_at_the_time_out():
     follower = WeightFollower(TRANSPORT, installation, CPU)
     tensors = make_tensors(0, count=40, size=2**19)
     layout = plan_layout(tensors, "float32", 2**21)
-    with frozen_worker() as worker, learning(timeout_seconds=2.0) as learner:
-        sender = learner.form(layout, [follower], invite_over(worker), others=1)
+    with worker("cpu", "--freeze") as process, learning(timeout_seconds=2.0) as learner:
+        sender = learner.form(layout, [follower], partial(tell, process), others=1)
         started = time.monotonic()
         with pytest.raises(BroadcastBrokenError):
             sender.send(tensors, UpdateHeader(sequence=0, version=1), lambda: None)
@@ -416,7 +314,3 @@ def test_a_worker_whose_learner_dies_in_mid_broadcast_is_free_at_once():
     learner.rendezvous.close()
     wait_until(lambda: all(running.name != "weights-epoch-1" for running in threading.enumerate()), "the worker leaves")
     sender._formed.clear()
-
-
-if __name__ == "__main__":
-    serve_until_frozen()
