@@ -251,11 +251,12 @@ class Mortal:
             self._follower.accept(Invitation.model_validate(body["init_info"]), 0)
         return {"world_size": 1, "weight_version": "default"}
 
-    def stage(self, buckets: Iterable[Any]) -> None:
+    def stage(self, buckets: Iterable[Any]) -> bool:
         """Die."""
         for _ in buckets:
             print(time.monotonic(), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
     def swap(self) -> None:
         """Never called."""

@@ -23,16 +23,17 @@ TRANSPORT = load_transport("torch_distributed")
 
 
 class DictInstallation:
-    """Weights as a dictionary. `on_bucket` is called for each bucket that arrives, `on_settle` after each swap."""
+    """Weights as a dictionary, of copies or, with `keeps`, of what arrived. `on_bucket` is called for each bucket."""
 
-    def __init__(self, on_bucket=lambda bucket: None, on_settle=lambda: None):
-        self.live, self._arriving, self.on_bucket, self.on_settle = {}, {}, on_bucket, on_settle
+    def __init__(self, on_bucket=lambda bucket: None, on_settle=lambda: None, keeps=False):
+        self.live, self._arriving, self.on_bucket, self.on_settle, self._keeps = {}, {}, on_bucket, on_settle, keeps
 
     def stage(self, buckets):
         self._arriving = {}
         for bucket in buckets:
             self.on_bucket(bucket)
-            self._arriving |= {name: tensor.clone() for name, tensor in bucket}
+            self._arriving |= {name: tensor if self._keeps else tensor.clone() for name, tensor in bucket}
+        return self._keeps
 
     def swap(self):
         self.live = self._arriving

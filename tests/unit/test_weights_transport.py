@@ -53,6 +53,33 @@ def test_updates_reach_all_workers_and_count_only_after_the_swap():
             assert {answer.outcome for answer in sender.await_settled(sequence, [1, 2], no_one_is_dead).values()} == {"done"}
 
 
+def test_memory_that_an_installation_keeps_is_written_again_only_after_the_next_swap():
+    installation = DictInstallation(keeps=True)
+    follower = WeightFollower(TRANSPORT, installation, CPU)
+    layout = plan_layout(make_tensors(0), "float32", 9000)
+    seen = []
+    with learning() as learner:
+        for epoch in (1, 2):
+            sender = learner.form(layout, [follower])
+            for sequence in range(4):
+                seed, before = 10 * epoch + sequence, installation.live
+                copies = {name: tensor.clone() for name, tensor in before.items()}
+                send(sender, make_tensors(seed), sequence, seed, [1])
+                assert all(torch.equal(before[name], copies[name]) for name in before)
+                if sequence == 1:  # an update that nobody orders
+                    continue
+                follower.order(learner.order(sequence, seed))
+                follower.swap()
+                assert all(torch.equal(installation.live[name], tensor) for name, tensor in make_tensors(seed).items())
+                seen.append(installation.live["layers.0.weight"].data_ptr())
+            thread = f"weights-epoch-{learner.epoch}"
+            sender.close()
+            wait_until(lambda name=thread: all(running.name != name for running in threading.enumerate()), f"{thread} ends")
+    first, second = seen[:2]
+    assert first != second
+    assert seen == [first, second] * 3
+
+
 def test_messages_of_older_epochs_and_attempts_and_orders_for_other_weights_are_refused():
     installation = DictInstallation()
     follower = WeightFollower(TRANSPORT, installation, CPU)

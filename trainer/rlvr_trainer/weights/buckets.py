@@ -70,6 +70,13 @@ def unpack_bucket(bucket: Bucket, buffer: torch.Tensor) -> Iterator[tuple[str, t
         yield slot.name, flat.view(TORCH_DTYPES[slot.dtype]).view(slot.shape)
 
 
+def fit_buffers(buffers: list[torch.Tensor], sizes: list[int], device: torch.device) -> list[torch.Tensor]:
+    """`buffers` if they are uint8 of these sizes on `device`, and new ones otherwise."""
+    if [buffer.numel() for buffer in buffers] == sizes and all(buffer.device == device for buffer in buffers):
+        return buffers
+    return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+
+
 def _distinct(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for name, tensor in tensors.items():

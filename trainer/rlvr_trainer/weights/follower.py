@@ -93,9 +93,8 @@ class WeightFollower:
             raise ValueError("there is no accepted swap order: send one to /update_weights first")
         with self._turn, torch.no_grad():
             # Since the order, the learner may have given up on this engine and begun the next broadcast.
-            if not self._receiver.take_staged(header):
+            if not self._receiver.swap_staged(header, self._installation.swap):
                 raise ValueError(f"version {header.version} is not staged any more: a later broadcast has begun")
-            self._installation.swap()
             self._settled.clear()
         threading.Thread(target=self._settle, args=(self._receiver, header), name=f"weights-settle-{header.version}", daemon=True).start()
 
@@ -117,10 +116,10 @@ class WeightFollower:
             self._settled.set()
         receiver.report_settled(header, error)
 
-    def _stage(self, receiver: Receiver, buckets: Iterable[Sequence[tuple[str, torch.Tensor]]]) -> None:
+    def _stage(self, receiver: Receiver, buckets: Iterable[Sequence[tuple[str, torch.Tensor]]]) -> bool:
         arriving = self._in_turn(receiver, buckets)
         try:
-            self._installation.stage(arriving)
+            return self._installation.stage(arriving)
         finally:
             arriving.close()
 

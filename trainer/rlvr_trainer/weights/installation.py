@@ -6,18 +6,21 @@
 
 On the CPU, vLLM computes with packed copies of the weights that oneDNN makes; packing takes longer than the whole broadcast. There, a
 `ShadowInstallation` loads into a second instance of the model, swaps pointers, computes with plain matrices for the moment and packs
-after the engine has gone on. Everywhere else, `LayerwiseInstallation` uses vLLM's own reload while the engine is paused.
+after the engine has gone on. From the second update on, what arrives is not copied: the memory it came in becomes the parameters
+(`placement`). Everywhere else, `LayerwiseInstallation` uses vLLM's own reload while the engine is paused.
 Not covered: weights that were compiled into a graph by value, which is why a CPU engine has to be eager.
 """
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+from rlvr_trainer.weights.placement import Places, join, watch_load
 
 log = logging.getLogger("rlvr.weights")
 
@@ -28,8 +31,12 @@ Buckets = Iterable[Sequence[tuple[str, torch.Tensor]]]
 class Installation(Protocol):
     """Brings weights into a model that is in use."""
 
-    def stage(self, buckets: Buckets) -> None:
-        """Take the tensors as they arrive. Raises ValueError when some of the model's weights are not among them."""
+    def stage(self, buckets: Buckets) -> bool:
+        """Take the tensors as they arrive; true when their memory is that of the weights from the swap on.
+
+        Raises:
+            ValueError: some of the model's weights are not among them.
+        """
 
     def swap(self) -> None:
         """Make the staged weights live. Called between two steps of the paused engine."""
@@ -63,9 +70,10 @@ class LayerwiseInstallation:
         self._model_config = model_config
         self._staged: list[tuple[str, torch.Tensor]] = []
 
-    def stage(self, buckets: Buckets) -> None:
-        """Keep the tensors; they are views of staging buffers, not copies."""
+    def stage(self, buckets: Buckets) -> bool:
+        """Keep the tensors until the swap; they are views of staging buffers, not copies."""
         self._staged = [pair for bucket in buckets for pair in bucket]
+        return False
 
     def swap(self) -> None:
         """Reload all layers."""
@@ -94,19 +102,41 @@ class ShadowInstallation:
         self._linears: list[_PackedLinear] = []
         self._exchanged: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
         self._pair(model, shadow)
-        self._expected = {name for name, _ in shadow.named_parameters()}
-        for parameter in shadow.parameters():
-            # Memory that was never touched costs a page fault for each 4 KiB, far more than a copy: pay it at the start.
-            parameter.data.zero_()
+        self._parameters = dict(shadow.named_parameters())
+        self._places: Places = {}
 
-    def stage(self, buckets: Buckets) -> None:
-        """Load into the shadow, which fuses and shards as vLLM's own loading does."""
-        loaded = self._shadow.load_weights(pair for bucket in buckets for pair in bucket)
-        missing = sorted(self._expected - loaded) if loaded is not None else []
+    def stage(self, buckets: Buckets) -> bool:
+        """Load into the shadow, which fuses and shards as vLLM's own loading does; what the first load placed is not copied again."""
+        pairs = (pair for bucket in buckets for pair in bucket)
+        placed = bool(self._places)
+        if placed:
+            loaded = self._stage_in_place(pairs)
+        else:
+            loaded, self._places = watch_load(self._shadow, self._shadow.load_weights, pairs)
+        missing = sorted(self._parameters.keys() - loaded) if loaded is not None else []
         if missing:
             raise ValueError(f"the broadcast lacks weights of {len(missing)} parameters, among them {', '.join(missing[:3])}")
         for linear in self._linears:
             linear.prepare()
+        return placed
+
+    def _stage_in_place(self, pairs: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
+        wanted = {part for parts in self._places.values() for part in parts}
+        arrived: dict[str, torch.Tensor] = {}
+
+        def others() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in pairs:
+                if name in wanted:
+                    arrived[name] = tensor
+                else:
+                    yield name, tensor
+
+        loaded: set[str] | None = self._shadow.load_weights(others())
+        complete = {name: parts for name, parts in self._places.items() if arrived.keys() >= set(parts)}
+        for name, parts in complete.items():
+            parameter = self._parameters[name]
+            parameter.data = join([arrived[part] for part in parts], parameter.shape)
+        return None if loaded is None else loaded | complete.keys()
 
     def swap(self) -> None:
         """Exchange pointers; matrix products go without packing for now."""

@@ -28,7 +28,7 @@ import torch
 from pydantic import ValidationError
 
 from rlvr_api.spec import TorchDistributed
-from rlvr_trainer.weights.buckets import bytes_as_they_are, pack_bucket, unpack_bucket
+from rlvr_trainer.weights.buckets import bytes_as_they_are, fit_buffers, pack_bucket, unpack_bucket
 from rlvr_trainer.weights.collectives import (
     BroadcastBrokenError,
     address_towards,
@@ -69,7 +69,7 @@ def make_receiver(invitation: Invitation, rank: int, device: torch.device, stage
     """
     if invitation.collective == "nccl" and device.type != "cuda":
         raise ValueError(f"the learner sends over NCCL, and this worker's device is {device}: run both on GPUs, or the learner on the CPU")
-    return Receiver(invitation, rank, device, stage, previous.release_buffers() if previous else [])
+    return Receiver(invitation, rank, device, stage, *(previous.release_buffers() if previous else ([], [])))
 
 
 class Rendezvous:
@@ -107,7 +107,7 @@ class Rendezvous:
             dist.PrefixStore(_prefix(attempt, epoch), store)
             for store in (self._store, dist.TCPStore(self._host, self._port, is_master=False, timeout=limit))
         )
-        self._buffers = _fitting(self._buffers, _packed_sizes(layout), device)
+        self._buffers = fit_buffers(self._buffers, _packed_sizes(layout), device)
         return Sender(own, forming, self._host, world_size, layout, self._buffers, self._timeout_seconds)
 
     def close(self) -> None:
@@ -207,8 +207,7 @@ class Sender:
 
     def _aborting(self, find_dead: FindDead) -> FindDead:
         def look(ranks: Sequence[int]) -> Sequence[int]:
-            dead = find_dead(ranks)
-            if dead:
+            if dead := find_dead(ranks):
                 self.abort()
             return dead
 
@@ -239,7 +238,9 @@ class Sender:
 class Receiver:
     """A worker's end of one epoch's group. Its thread does all that waits; the engine's loop never does."""
 
-    def __init__(self, invitation: Invitation, rank: int, device: torch.device, stage: Stage, buffers: list[torch.Tensor]) -> None:
+    def __init__(
+        self, invitation: Invitation, rank: int, device: torch.device, stage: Stage, buffers: list[torch.Tensor], kept: list[torch.Tensor]
+    ) -> None:
         self._invitation = invitation
         self._rank = rank
         self._device = device if invitation.collective == "nccl" else torch.device("cpu")
@@ -250,6 +251,8 @@ class Receiver:
         self._staged: UpdateHeader | None = None
         self._outbox: Any = None
         self._buffers = buffers
+        self._kept = kept  # weights in use, which `stage` kept; free again from the next swap on
+        self._keeps = False
         self._thread = threading.Thread(target=self._run, name=f"weights-epoch-{invitation.epoch}", daemon=True)
 
     def start(self) -> None:
@@ -260,12 +263,15 @@ class Receiver:
         """The update whose weights are complete and wait for their swap."""
         return None if self._closed else self._staged
 
-    def take_staged(self, header: UpdateHeader) -> bool:
-        """Whether that update is staged; it counts as staged no more."""
+    def swap_staged(self, header: UpdateHeader, swap: Callable[[], None]) -> bool:
+        """Call `swap` if that update is staged, and say whether it is. Nothing arrives meanwhile."""
         with self._lock:
             if self._closed or self._staged != header:
                 return False
             self._staged = None
+            if self._keeps:
+                self._buffers, self._kept = self._kept, self._buffers
+            swap()
             return True
 
     def report_settled(self, header: UpdateHeader, error: str) -> None:
@@ -277,9 +283,9 @@ class Receiver:
         """Leave the group; it does not wait for the thread, which ends when its connections do or at its time-out."""
         self._closed = True
 
-    def release_buffers(self) -> list[torch.Tensor]:
-        """The staging memory of a receiver whose thread has ended; nothing while it may still write there."""
-        return [] if self._thread.is_alive() else self._buffers
+    def release_buffers(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The staging memory of a receiver whose thread has ended, none while it may still write there; and the memory that is in use."""
+        return [] if self._thread.is_alive() else self._buffers, self._kept
 
     def _run(self) -> None:
         try:
@@ -338,11 +344,11 @@ class Receiver:
     def _receive(self, header: UpdateHeader) -> Acknowledgement:
         with self._lock:
             self._staged = None
-        self._buffers = _fitting(self._buffers, [bucket.size_bytes for bucket in self._invitation.layout.buckets], self._device)
+        self._buffers = fit_buffers(self._buffers, [bucket.size_bytes for bucket in self._invitation.layout.buckets], self._device)
         works = deque(broadcast_from_learner(self._formed[0], buffer) for buffer in self._buffers)
         try:
             try:
-                self._stage(self._arriving(works))
+                self._keeps = self._stage(self._arriving(works))
             finally:
                 while works:
                     self._wait(works.popleft())
@@ -383,12 +389,6 @@ class Receiver:
 def _packed_sizes(layout: Layout) -> list[int]:
     sizes = [bucket.size_bytes for bucket in layout.buckets]
     return [max(sizes[first::SEND_BUFFERS]) for first in range(min(SEND_BUFFERS, len(sizes)))]
-
-
-def _fitting(buffers: list[torch.Tensor], sizes: list[int], device: torch.device) -> list[torch.Tensor]:
-    if [buffer.numel() for buffer in buffers] == sizes and all(buffer.device == device for buffer in buffers):
-        return buffers
-    return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
 
 
 def _prefix(attempt: int, epoch: int) -> str:

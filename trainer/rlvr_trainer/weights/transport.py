@@ -7,8 +7,11 @@ import torch
 
 from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
 
-Stage = Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], None]
-"""Takes the tensors of an update, one bucket after the other; views of staging buffers that stay as they are until the next."""
+Stage = Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], bool]
+"""Takes the tensors of an update, one bucket after the other; views of staging buffers that stay as they are until the next.
+
+True: these buffers are the weights from the swap on, and stay as they are until the swap after that.
+"""
 
 FindDead = Callable[[Sequence[int]], Sequence[int]]
 """Which of these silent ranks are known to be dead."""
@@ -62,8 +65,8 @@ class Receiver(Protocol):
     def staged_header(self) -> UpdateHeader | None:
         """The update whose weights are complete and wait for their swap."""
 
-    def take_staged(self, header: UpdateHeader) -> bool:
-        """Whether that update is staged; it counts as staged no more, for its memory is about to be exchanged."""
+    def swap_staged(self, header: UpdateHeader, swap: Callable[[], None]) -> bool:
+        """Call `swap` if that update is staged, and say whether it is. It counts as staged no more, for its memory is exchanged."""
 
     def report_settled(self, header: UpdateHeader, error: str) -> None:
         """Tell the learner that the work after a swap is done; an empty error is success."""
