@@ -84,19 +84,25 @@ class PythonFunctions(ApiModel):
     processes there are; no sandbox of this version reaches it by itself."""
 
 
+ProgramLanguage = Literal["python", "c", "cpp", "go", "javascript"]
+
+
 class Stdio(ApiModel):
-    """Python programs that the model writes, which read standard input and write standard output, in a sandbox."""
+    """Programs that the model writes, which read standard input and write standard output, in a sandbox."""
 
     dataset: Uri
     """JSONL of `{"prompt", "tests"}`, each test `{"input", "output"}`. Outputs are compared line by line without trailing space."""
-    instruction: Annotated[str, Field(max_length=2000)] = "Answer with one Python program in a code block."
-    """Added to each prompt on a line of its own."""
+    language: ProgramLanguage = "python"
+    """What the programs are written in. All but Python need their tools where the sandbox runs, as in the image `rlvr/verifier-toolchains`;
+    where they are missing the environment is refused with what to install."""
+    instruction: Annotated[str, Field(max_length=2000)] | None = None
+    """Added to each prompt on a line of its own. Unset: asks for one program in the language, in a code block."""
     held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
     time_limit_seconds: Annotated[float, Field(gt=0.0, le=300.0)] = 10.0
-    """Wall time of a program on all its tests together; beyond it the verdict is `timeout`."""
+    """Wall time of a program on all its tests together, without compiling it; beyond it the verdict is `timeout`."""
     memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
-    """Address space of a program; Python itself takes about 40."""
+    """Address space of a program; Python itself takes about 40. Go and Node get what their runtimes reserve on top of it."""
     min_sandbox_level: NeededLevel = "L1"
     """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. L2 also hides which files and
     processes there are; no sandbox of this version reaches it by itself."""

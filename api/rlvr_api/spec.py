@@ -358,6 +358,12 @@ class RLVRJobSpec(ApiModel):
         return any(environment.kind in SANDBOXED_KINDS for environment in self.environments)
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that the sandbox needs the tools of: of all programs, beside Python."""
+        named = {environment.stdio.language for environment in self.environments if environment.stdio is not None}
+        return tuple(sorted(named - {"python"}))
+
+    @property
     def teacher_secrets(self) -> tuple[SecretReference, ...]:
         """Secrets of all teachers; at most one by name."""
         teachers = (stage.teacher for stage in self.stages if stage.teacher is not None)

@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _start_sandbox(job: RLVRJob, path: str | None) -> Sandbox:
-    return Sandbox(job.spec.verifiers.workers, ChildSlots() if path is None else HostedSlots(Path(path)))
+    return Sandbox(job.spec.verifiers.workers, ChildSlots(languages=job.spec.languages) if path is None else HostedSlots(Path(path)))
 
 
 def _refuse(message: str) -> int:

@@ -7,19 +7,25 @@ from rlvr_verifier.environments.answers import after_thinking, fenced_blocks
 from rlvr_verifier.environments.base import Place, Score, invalid
 from rlvr_verifier.environments.prompts import PromptDataset, PromptEnvironment, Row
 
-_LANGUAGES = ("", "python", "python3", "py")
+TITLES = {"python": "Python", "c": "C", "cpp": "C++", "go": "Go", "javascript": "JavaScript"}
+"""Languages as people write them."""
+_FENCES = {
+    "python": ("", "python", "python3", "py"), "c": ("", "c"), "cpp": ("", "cpp", "c++", "cc", "cxx"), "go": ("", "go", "golang"),
+    "javascript": ("", "javascript", "js", "node", "nodejs"),
+}  # fmt: skip
 
 
-def extract_code(completion: str) -> str | Score:
-    """The last Python code block after the thinking; a `Score` says why there is none."""
+def extract_code(completion: str, language: str = "python") -> str | Score:
+    """The last code block of a language after the thinking; a `Score` says why there is none."""
     text = after_thinking(completion)
     blocks = text if isinstance(text, Score) else fenced_blocks(text)
     if isinstance(blocks, Score):
         return blocks
-    python = [block.content for block in blocks if block.language in _LANGUAGES]
-    if not python:
-        return invalid("there is no Python code block")
-    return python[-1] if python[-1].strip() else invalid("the code block is empty")
+    code = [block.content for block in blocks if block.language in _FENCES[language]]
+    if not code:
+        return invalid(f"there is no {TITLES[language]} code block")
+    return code[-1] if code[-1].strip() else invalid("the code block is empty")
+_PYTHON = f"python-{sys.version_info.major}.{sys.version_info.minor}"
 
 
 class CodeEnvironment(PromptEnvironment[Row], Generic[Row]):
@@ -27,6 +33,6 @@ class CodeEnvironment(PromptEnvironment[Row], Generic[Row]):
 
     place = Place.SANDBOX
 
-    def __init__(self, name: str, instruction: str, data: bytes, dataset: PromptDataset[Row]) -> None:
-        super().__init__(name, f"1+python-{sys.version_info.major}.{sys.version_info.minor}", instruction, data, dataset)
+    def __init__(self, name: str, instruction: str, data: bytes, dataset: PromptDataset[Row], runtime: str = _PYTHON) -> None:
+        super().__init__(name, f"1+{runtime}", instruction, data, dataset)
         self.scorer_version = "1"

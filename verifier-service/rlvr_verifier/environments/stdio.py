@@ -1,4 +1,6 @@
-"""Programs that the model writes, which read standard input and write standard output; Python alone for now.
+"""Programs that the model writes, which read standard input and write standard output, in Python or another language.
+
+    code block -> compiled, which is untrusted too and is timed by itself -> a run for each test -> its output, compared here
 
 Each test is a run of its own in a slot, in an order that nobody knows beforehand, until one fails; the output is compared out here, line by
 line, without trailing space. Not covered: threads, which the sandbox refuses, and tasks with more than one right output.
@@ -6,7 +8,7 @@ line, without trailing space. Not covered: threads, which the sandbox refuses, a
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, JsonValue
@@ -14,15 +16,16 @@ from pydantic import Field, JsonValue
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
 from rlvr_api.wire import VerdictStatus
-from rlvr_verifier.environments.base import Score, failed, passed
-from rlvr_verifier.environments.code import CodeEnvironment, extract_code
+from rlvr_verifier.environments.base import EnvironmentSetupError, Score, failed, passed
+from rlvr_verifier.environments.code import TITLES, CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import split_rows
 from rlvr_verifier.environments.python_functions import fault_of
 from rlvr_verifier.integrity.code_probes import program_probes
 from rlvr_verifier.integrity.probe import Probe
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
-from rlvr_verifier.sandbox.slot import Item
+from rlvr_verifier.sandbox.programs import CompileError, compiled
+from rlvr_verifier.sandbox.slot import Item, Run
 
 Text = Annotated[str, Field(max_length=1_000_000)]
 
@@ -50,13 +53,24 @@ class StdioEnvironment(CodeEnvironment[StdioRow]):
         assert spec.stdio is not None
         self._spec = spec.stdio
         self._sandbox = sandbox
+        self.language = self._spec.language
+        if self.language != "python" and self.language not in sandbox.languages:
+            raise EnvironmentSetupError(
+                f"environment {spec.name} judges {TITLES[self.language]}, which the sandbox cannot run: {sandbox.missing[self.language]}"
+            )
         data = reader.read(self._spec.dataset)
         rows = list(parse_models(data, self._spec.dataset, StdioRow))
         blank = [
             f"line {number}: the output of a test is empty" for number, row in rows if any(not _lines(test.output) for test in row.tests)
         ]
         dataset = split_rows(self.kind, self._spec.dataset, self._spec.held_out, rows, blank)
-        super().__init__(spec.name, self._spec.instruction, data, dataset)
+        default = f"Answer with one {TITLES[self.language]} program in a code block."
+        instruction = default if self._spec.instruction is None else self._spec.instruction
+        if self.language == "python":
+            super().__init__(spec.name, instruction, data, dataset)
+        else:
+            runtime = f"{self.language}-{sandbox.languages[self.language].version.replace(' ', '-')}"
+            super().__init__(spec.name, instruction, data, dataset, runtime)
 
     @property
     def time_limit_seconds(self) -> float:
@@ -65,31 +79,37 @@ class StdioEnvironment(CodeEnvironment[StdioRow]):
 
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
         """A program that is a table of the tests, and some that cheat."""
-        return program_probes({test.input: test.output for test in self.row(payload).tests})
+        return program_probes({test.input: test.output for test in self.row(payload).tests}, self.language)
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the program on the tests until one fails."""
-        code = extract_code(completion)
+        code = extract_code(completion, self.language)
         if isinstance(code, Score):
             return code
         tests = list(self.row(payload).tests)
         random.SystemRandom().shuffle(tests)
+        try:
+            if self.language == "python":
+                return self._try(lambda stdin, seconds, memory: self._sandbox.run(Item(code, None, (), stdin, seconds, memory)), tests)
+            with compiled(self._sandbox, self.language, code) as program:
+                return self._try(program.run, tests)
+        except (ItemLostError, CompileError) as error:
+            return failed(str(error))
+
+    def _try(self, run: Callable[[str, float, int], Run], tests: Sequence[StdioTest]) -> Score:
         deadline = time.monotonic() + self._spec.time_limit_seconds
         for test in tests:
-            verdict = self._run(code, test, deadline - time.monotonic())
+            verdict = self._judge(run, test, deadline - time.monotonic())
             if verdict is not None:
                 return verdict
         return passed(f"right for all {len(tests)} tests")
 
-    def _run(self, code: str, test: StdioTest, seconds: float) -> Score | None:
+    def _judge(self, start: Callable[[str, float, int], Run], test: StdioTest, seconds: float) -> Score | None:
         """Why a test fails; None when it does not."""
         limit = self._spec.time_limit_seconds
         if seconds <= 0:
             return Score(VerdictStatus.TIMEOUT, 0.0, f"the code ran for more than {limit:g} s")
-        try:
-            run = self._sandbox.run(Item(code, stdin=test.input, seconds=seconds, memory_bytes=self._spec.memory_megabytes << 20))
-        except ItemLostError as error:
-            return failed(str(error))
+        run = start(test.input, seconds, self._spec.memory_megabytes << 20)
         fault = fault_of(run, limit)
         if fault is not None:
             return fault

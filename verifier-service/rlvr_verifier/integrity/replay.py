@@ -15,6 +15,7 @@ from rlvr_api.wire import TaskRequest
 from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.base import Environment
 from rlvr_verifier.sandbox.pool import Sandbox
+from rlvr_verifier.sandbox.source import ChildSlots
 
 TIMEOUT_SECONDS = 600.0
 
@@ -74,7 +75,7 @@ def _replay(environment: Environment, example: Example) -> Replayed:
 def main() -> None:
     """Read an order on stdin, and answer on stdout."""
     order = _Order.model_validate_json(sys.stdin.buffer.read())
-    sandbox = Sandbox(1) if order.job.spec.runs_code else None
+    sandbox = Sandbox(1, ChildSlots(languages=order.job.spec.languages)) if order.job.spec.runs_code else None
     try:
         environments = open_environments(order.job, os.environ, sandbox)
         replayed = [_replay(environments[example.request.environment], example) for example in order.examples]

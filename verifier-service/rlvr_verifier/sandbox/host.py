@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -33,13 +34,15 @@ def main() -> int:
     """Serve until asked to stop."""
     parser = argparse.ArgumentParser(prog="python -m rlvr_verifier.sandbox.host", description="Runs code for the verifier service.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on, in a folder of the pod's own")
-    path: Path = parser.parse_args().socket
+    parser.add_argument("--language", action="append", default=[], metavar="NAME", help="another one than Python; may be repeated")
+    options = parser.parse_args()
+    path: Path = options.socket
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        slot = Slot.start()
+        slot = Slot.start(languages=options.language)
         try:
-            report = probe(slot.run, path.parent)
+            report = probe(slot, path.parent)
         finally:
             slot.close()
         listener = _listen(path)
@@ -47,11 +50,12 @@ def main() -> int:
         print(f"error: the sandbox does not start: {error}", file=sys.stderr, flush=True)
         return 1
     logger.info("sandbox level %s, Landlock ABI %d, listening on %s", report.level, slot.landlock_abi, path)
-    serve(listener, json.dumps({"open": sorted(report.open)}).encode())
+    weak = {name: sorted(more) for name, more in report.weak.items()}
+    serve(listener, json.dumps({"open": sorted(report.open), "weak": weak}).encode(), options.language)
     return 0
 
 
-def serve(listener: socket.socket, hello: bytes) -> None:
+def serve(listener: socket.socket, hello: bytes, languages: Sequence[str] = ()) -> None:
     """Start a zygote for each connection, and wait for those that have ended."""
     while True:
         ready, _, _ = select.select([listener], [], [], REAP_SECONDS)
@@ -60,14 +64,14 @@ def serve(listener: socket.socket, hello: bytes) -> None:
             with connection:
                 try:
                     connection.sendall(LENGTH.pack(len(hello)) + hello)
-                    _start_zygote(connection)
+                    _start_zygote(connection, languages)
                 except OSError as error:
                     logger.warning("a connection got no zygote: %s", error)
         _reap()
 
 
-def _start_zygote(connection: socket.socket) -> None:
-    command = zygote_command()
+def _start_zygote(connection: socket.socket, languages: Sequence[str]) -> None:
+    command = zygote_command(languages=languages)
     files = [
         (os.POSIX_SPAWN_DUP2, connection.fileno(), 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),

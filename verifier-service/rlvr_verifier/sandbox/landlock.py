@@ -11,6 +11,7 @@ from collections.abc import Sequence
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 VERSION = 1
 RULE_PATH_BENEATH = 1
+FS_EXECUTE = 1 << 0
 FS_READ = 1 << 0 | 1 << 2 | 1 << 3
 """To execute and read files, and to list folders."""
 FS_ALL = (1 << 16) - 1
@@ -50,23 +51,35 @@ def restrict(readable: Sequence[str], writable: Sequence[str] = ()) -> None:
     ruleset = _create(_RulesetAttributes(FS_ALL, NET_ALL, SCOPE_ALL))
     try:
         for path in (*readable, *writable):
-            try:
-                parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                access = (FS_ALL if path in writable else FS_READ) & (FS_ALL if os.path.isdir(path) else FS_OF_FILES)
-                _call(ADD_RULE, ruleset, RULE_PATH_BENEATH, ctypes.byref(_PathBeneath(access, parent)), 0)
-            finally:
-                os.close(parent)
+            _allow(ruleset, path, FS_ALL if path in writable else FS_READ)
         _call(RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
 
 
+def _allow(ruleset: int, path: str, access: int) -> None:
+    try:
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        allowed = access & (FS_ALL if os.path.isdir(path) else FS_OF_FILES)
+        _call(ADD_RULE, ruleset, RULE_PATH_BENEATH, ctypes.byref(_PathBeneath(allowed, parent)), 0)
+    finally:
+        os.close(parent)
+
+
 def prepare_scope() -> int:
     """A ruleset of scopes alone, made once and entered by each item."""
     return _create(_RulesetAttributes(0, 0, SCOPE_ALL))
+
+
+def prepare(readable: Sequence[str], executable: Sequence[str]) -> int:
+    """A ruleset for one kind of command, which an item enters: as `restrict` with fewer paths, executing apart from reading, and a scope."""
+    ruleset = _create(_RulesetAttributes(FS_ALL, NET_ALL, SCOPE_ALL))
+    for path, access in (*((path, FS_READ & ~FS_EXECUTE) for path in readable), *((path, FS_READ) for path in executable)):
+        _allow(ruleset, path, access)
+    return ruleset
 
 
 def enter(ruleset: int) -> None:

@@ -51,6 +51,11 @@ class Sandbox:
         except SlotLostError as error:
             self._end(first)
             raise SandboxError(f"the sandbox was lost while its level was measured: {error}") from error
+        self.languages = {name: one for name, one in first.slot.languages.items() if name not in self.report.weak}
+        self.missing: dict[str, str] = {
+            **first.slot.missing,
+            **{name: f"in its jail attacks succeed: {', '.join(sorted(more))}" for name, more in self.report.weak.items()},
+        }
         self._idle.put(first)
         for _ in range(slots - 1):
             self._idle.put(None)

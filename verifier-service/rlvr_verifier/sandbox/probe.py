@@ -8,15 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from rlvr_verifier.sandbox.canonical import decode, encode
 from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
-from rlvr_verifier.sandbox.slot import Ending, Item, Run
+from rlvr_verifier.sandbox.slot import Command, Ending, Item, Slot
 
 PROBE_SECONDS = 20.0
 """Of one attack, which takes milliseconds: one that runs out of it counts as open, and that must not be a busy node's doing."""
@@ -100,8 +100,7 @@ import fcntl
 def attack(t):
     secret = t["secret"]
     changes = [lambda: os.chmod(secret, 0o666), lambda: os.utime(secret, (1, 1)), lambda: os.setxattr(secret, "user.x", b"1")]
-    library = os.open(os.__file__, os.O_RDONLY)
-    changes += [lambda: fcntl.flock(library, fcntl.LOCK_SH), lambda: fcntl.fcntl(library, 8, os.getpid())]
+    changes += [lambda: fcntl.flock(os.open(os.__file__, os.O_RDONLY), fcntl.LOCK_SH), lambda: fcntl.fcntl(1, 8, os.getpid())]
     return any([works(change) for change in changes])
 """,
     "network": """
@@ -162,12 +161,37 @@ NEEDED: Mapping[Level, frozenset[str]] = {
 """What must have failed for a level."""
 
 
+COMMAND_ATTACKS: Mapping[str, str] = {
+    **ATTACKS,
+    "new_process": """
+import sys
+def attack(t):
+    def fork():
+        if os.fork() == 0: os._exit(0)
+    def execute(path):
+        # Where this works, nobody is left to say that it failed.
+        libc.execve(path, (ctypes.c_char_p * 2)(path, None), None)
+        return -1
+    def separate(flags):
+        pid = libc.syscall(56, flags, 0, 0, 0, 0)
+        if pid == 0: os._exit(0)
+        return pid
+    flags = [17, 0x4000, 0x4111, 0x10000000, 0]
+    execs = [lambda path=path: execute(path) for path in (b"/bin/sh", os.fsencode(sys.executable), b"/usr/bin/env")]
+    return any([works(fork), *map(works, execs), *[works(lambda flag=flag: separate(flag)) for flag in flags]])
+""",
+}  # fmt: skip
+"""The same for what runs in the jail of another language, which may execute itself, and start the threads that it is let."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
     """What was measured in one slot."""
 
     open: frozenset[str]
     """Attacks that succeeded, or whose outcome is not known."""
+    weak: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Languages in whose jail more attacks succeed, and which."""
 
     @property
     def level(self) -> Level:
@@ -179,8 +203,8 @@ class ProbeReport:
         return tuple(sorted(self.open & NEEDED[level]))
 
 
-def probe(run: Callable[[Item], Run], place: Path | None = None) -> ProbeReport:
-    """Attack from inside a slot; takes about 0.2 s.
+def probe(slot: Slot, place: Path | None = None) -> ProbeReport:
+    """Attack from inside a slot, as Python and in the jail of each other language; takes about 0.2 s for each.
 
     Args:
         place: folder in which the targets are made; None: the system's for temporary files.
@@ -192,18 +216,24 @@ def probe(run: Callable[[Item], Run], place: Path | None = None) -> ProbeReport:
         bystander = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, env={})
         try:
             targets = Targets(bystander.pid, str(secret), folder)
-            return ProbeReport(frozenset(name for name, source in ATTACKS.items() if not _is_blocked(run, source, targets)))
+            open_ = frozenset(name for name, source in ATTACKS.items() if not _is_blocked(slot, source, targets, None))
+            weak = {}
+            for name, language in slot.languages.items():
+                command = Command(name, "attack", language.threads)
+                more = [attack for attack, source in COMMAND_ATTACKS.items() if not _is_blocked(slot, source, targets, command)]
+                weak |= {name: frozenset(more) - open_} if set(more) - open_ else {}
+            return ProbeReport(open_, weak)
         finally:
             bystander.kill()
             with suppress(OSError):
                 bystander.communicate()
 
 
-def _is_blocked(run: Callable[[Item], Run], source: str, targets: Targets) -> bool:
+def _is_blocked(slot: Slot, source: str, targets: Targets, command: Command | None) -> bool:
     """Only an attack that says that it failed counts as blocked: one that crashed on the way was not tried."""
     arguments = encode(({"bystander": targets.bystander, "secret": targets.secret, "folder": targets.folder},))
-    item = Item(_PREAMBLE + source, "attack", [arguments], seconds=PROBE_SECONDS, memory_bytes=PROBE_MEMORY_BYTES)
-    done = run(item)
+    item = Item(_PREAMBLE + source, "attack", [arguments], seconds=PROBE_SECONDS, memory_bytes=PROBE_MEMORY_BYTES, command=command)
+    done = slot.run(item)
     if done.ending is not Ending.EXITED:
         return False
     try:

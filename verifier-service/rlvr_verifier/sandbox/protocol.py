@@ -1,9 +1,9 @@
 """What the service and a zygote say to each other, and how strictly the service reads what an item wrote.
 
-    host -> service:   length, JSON {open}, where the sandbox is a container of its own
-    zygote -> service: length, JSON {abi, pid} when it is warm
+    host -> service:   length, JSON {open, weak}, where the sandbox is a container of its own
+    zygote -> service: length, JSON {abi, pid, languages, missing} when it is warm
     service -> zygote: b"i" with a file and the write end of a pipe, limits;  b"k" to kill
-    file -> item:      JSON {source, entry, inputs} or {source, stdin}
+    file -> item:      JSON {source, entry, inputs} or {source, stdin} or {language, step, stdin}
     zygote -> service: length, JSON {code, cpu, killed} when the item has ended
     item -> pipe:      "v INDEX CANONICAL" or "e INDEX TYPE" for each input in order, then "end", then the end of the file
 
@@ -15,8 +15,10 @@ import re
 import struct
 
 LENGTH = struct.Struct("I")
-LIMITS = struct.Struct("QI")
-"""Bytes of address space, seconds of processor time."""
+LIMITS = struct.Struct("QII")
+"""Bytes of address space, seconds of processor time, threads that it may start."""
+MAX_DESCRIPTORS = 4
+"""Of an item: its file, its pipe, and for a command what it reads, and what it makes."""
 MAX_REPORT_BYTES = 4096
 """Of what a zygote says of itself or of an item."""
 VALUE, ERROR, END = "v", "e", "end"

@@ -6,6 +6,8 @@ behind, and nobody to talk to.
 """
 
 import ctypes
+import errno
+import fcntl
 import struct
 from collections.abc import Iterable
 
@@ -47,6 +49,25 @@ IOCTL, IOCTL_REQUESTS = 16, (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)
 PRLIMIT64 = 302
 """To read its own limits: process 0, no new limit."""
 
+COMMAND_ALLOWED = {
+    "execve": 59, "execveat": 322, "arch_prctl": 158, "set_tid_address": 218, "ftruncate": 77, "umask": 95, "getpgid": 121,
+}  # fmt: skip
+"""Besides, for a command that is executed in the item's place: Landlock says which files that may be."""
+THREADS_ALLOWED = {
+    "sendmsg": 46, "tgkill": 234, "membarrier": 324, "sched_setaffinity": 203, "sched_getparam": 143, "sched_getscheduler": 145,
+    "getpriority": 140, "mincore": 27, "get_robust_list": 274,
+}  # fmt: skip
+"""Besides, for runtimes with threads. There is no socket to send on, once the listener was handed over; signals reach the item alone."""
+CLONE, CLONE3, PRCTL = 56, 435, 157
+CLONE_THREAD = 0x10000
+_PRCTL_NAMES = (15, 16, 0x53564D41)
+"""A thread's or mapping's name."""
+_ERRNO_ENOSYS, _NOTIFY, _JUMP_SET = 0x00050000 | 38, 0x7FC00000, 0x45
+_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
+NOTIFICATION, RESPONSE = struct.Struct("QII64x"), struct.Struct("QqiI")
+RECEIVE_NOTIFICATION, SEND_RESPONSE = 0xC0502100, 0xC0182101
+CONTINUE = 1
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _Instruction = tuple[int, int, int, int]
 
@@ -56,10 +77,15 @@ class _Program(ctypes.Structure):
 
 
 class Filter:
-    """The allow-list, assembled once; `install` is one system call."""
+    """The allow-list, assembled once; `install` is one system call.
 
-    def __init__(self) -> None:
-        code = b"".join(struct.pack("HBBI", *instruction) for instruction in _assemble())
+    Args:
+        command: also what a command needs that is executed in the item's place.
+        threads: also threads, each of which a supervisor must let pass.
+    """
+
+    def __init__(self, *, command: bool = False, threads: bool = False) -> None:
+        code = b"".join(struct.pack("HBBI", *instruction) for instruction in _assemble(command, threads))
         self._buffer = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // 8, ctypes.addressof(self._buffer))
 
@@ -72,8 +98,31 @@ class Filter:
         if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(self._program)) != 0:
             raise OSError(ctypes.get_errno(), "the kernel refuses the seccomp filter")
 
+    def install_supervised(self) -> int:
+        """As `install`; returns the descriptor on which the supervisor is asked.
 
-def _assemble() -> list[_Instruction]:
+        Raises:
+            OSError: the kernel refuses.
+        """
+        listener: int = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, ctypes.byref(self._program))
+        if listener < 0:
+            raise OSError(ctypes.get_errno(), "the kernel refuses a supervised seccomp filter")
+        return listener
+
+
+def answer(listener: int, allow: bool) -> None:
+    """Let one thread that an item wants to start pass, or refuse it; the arguments were checked by the filter, which copies them."""
+    buffer = bytearray(NOTIFICATION.size)
+    try:
+        fcntl.ioctl(listener, RECEIVE_NOTIFICATION, buffer)
+        number = NOTIFICATION.unpack(buffer)[0]
+        fcntl.ioctl(listener, SEND_RESPONSE, RESPONSE.pack(number, 0, 0 if allow else -errno.EAGAIN, CONTINUE if allow else 0))
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # it was killed meanwhile
+            raise
+
+
+def _assemble(command: bool, threads: bool) -> list[_Instruction]:
     program: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_JUMP_EQUAL, 1, 0, ARCHITECTURE),
@@ -82,11 +131,18 @@ def _assemble() -> list[_Instruction]:
         (_JUMP_GREATER_EQUAL, 0, 1, X32_BIT),
         (_RETURN, 0, 0, _KILL_PROCESS),
     ]
-    for number in ALLOWED.values():
+    allowed = {**ALLOWED, **(COMMAND_ALLOWED if command else {}), **(THREADS_ALLOWED if threads else {})}
+    for number in allowed.values():
         program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     program += _if_number(FCNTL, _argument_in(1, FCNTL_COMMANDS))
     program += _if_number(IOCTL, _argument_in(1, IOCTL_REQUESTS))
     program += _if_number(PRLIMIT64, _all_zero([(0, 0), (0, 4), (2, 0), (2, 4)]))
+    if threads:
+        program += _if_number(PRCTL, _argument_in(0, _PRCTL_NAMES))
+        # Flags of clone3 are in memory, out of the filter's sight: the C library then takes clone, whose flags are not.
+        program += _if_number(CLONE3, [(_RETURN, 0, 0, _ERRNO_ENOSYS)])
+        flags = (_LOAD, 0, 0, _ARGUMENTS_AT)
+        program += _if_number(CLONE, [flags, (_JUMP_SET, 0, 1, CLONE_THREAD), (_RETURN, 0, 0, _NOTIFY), (_RETURN, 0, 0, _ERRNO_EPERM)])
     return [*program, (_RETURN, 0, 0, _ERRNO_EPERM)]
 
 

@@ -29,10 +29,14 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 """All that a zygote inherits; its hash seed is fixed, so that verdicts do not depend on it."""
 
 
-def zygote_command(protected: bool = True) -> list[str]:
-    """How a zygote is started; its standard input is the socket."""
+def zygote_command(protected: bool = True, languages: Sequence[str] = ()) -> list[str]:
+    """How a zygote is started; its standard input is the socket.
+
+    Args:
+        languages: beside Python, which it shall find the tools of.
+    """
     zygote = Path(__file__).with_name("zygote.py")
-    return [sys.executable, "-s", "-S", "-P", "-B", str(zygote), "protected" if protected else "bare"]
+    return [sys.executable, "-s", "-S", "-P", "-B", str(zygote), "protected" if protected else "bare", *languages]
 
 
 class SlotLostError(RuntimeError):
@@ -53,6 +57,33 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """One step of a language's toolchain, or a program that it made."""
+
+    language: str
+    step: int | str
+    """Number of the step, or what `commands` calls it."""
+    threads: int
+    files: tuple[int, ...] = ()
+    """Descriptors: what a step reads and what it makes; what a program is."""
+
+    def request(self) -> dict[str, object]:
+        """What the item is told of it."""
+        return {"language": self.language, "step": self.step}
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What a slot can run beside Python."""
+
+    version: str
+    steps: int
+    """Commands that make a program of a source."""
+    threads: int
+    """That a command may start."""
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One piece of untrusted code to run, without any answer."""
 
@@ -66,14 +97,17 @@ class Item:
     """Wall time, measured out here; processor time is bounded by the next whole second."""
     memory_bytes: int = 512 << 20
     output_bytes: int = 1 << 20
+    command: "Command | None" = None
+    """What to run instead of Python; `source` is then left empty."""
 
     def limits(self) -> bytes:
         """What the zygote is told."""
-        return LIMITS.pack(self.memory_bytes, int(self.seconds) + 1)
+        return LIMITS.pack(self.memory_bytes, int(self.seconds) + 1, 0 if self.command is None else self.command.threads)
 
     def message(self) -> bytes:
         """What the item is given: the same bytes whatever the answers are."""
-        return json.dumps({"source": self.source, "stdin": self.stdin} if self.entry is None else self._call()).encode()
+        request = {"source": self.source, "stdin": self.stdin} if self.entry is None else self._call()
+        return json.dumps(request | ({} if self.command is None else self.command.request())).encode()
 
     def _call(self) -> dict[str, object]:
         return {"source": self.source, "entry": self.entry, "inputs": list(self.inputs)}
@@ -106,21 +140,23 @@ class Slot:
         try:
             hello = receive(self._control, time.monotonic() + START_SECONDS)
             self.landlock_abi, self.pid = int(str(hello["abi"])), int(str(hello["pid"]))
-        except (SlotLostError, KeyError, ValueError) as error:
+            self.languages, self.missing = _read_languages(hello)
+        except (SlotLostError, KeyError, TypeError, ValueError) as error:
             self.close()
             raise SlotLostError(f"a zygote does not start: {error}") from error
 
     @classmethod
-    def start(cls, protected: bool = True) -> "Slot":
+    def start(cls, protected: bool = True, languages: Sequence[str] = ()) -> "Slot":
         """A zygote that is a child of this process.
 
         Args:
             protected: False only to measure what an unprotected item can do.
+            languages: that it shall offer beside Python.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                zygote_command(protected), stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
+                zygote_command(protected, languages), stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
             )
         return cls(ours, process)
 
@@ -171,12 +207,13 @@ class Slot:
         with open(os.memfd_create("item"), "w+b", buffering=0) as file:
             file.write(item.message())
             file.seek(0)
+            files = () if item.command is None else item.command.files
             reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 os.set_blocking(writing, True)
                 self._control.settimeout(max(0.1, deadline - time.monotonic()))
                 # One message: descriptors come with the first byte, the limits follow it.
-                socket.send_fds(self._control, [b"i", item.limits()], [file.fileno(), writing])
+                socket.send_fds(self._control, [b"i", item.limits()], [file.fileno(), writing, *files])
             except OSError as error:
                 os.close(reading)
                 raise SlotLostError(f"a zygote takes no item: {error}") from error
@@ -212,6 +249,15 @@ class Slot:
             self._control.sendall(data)
         except OSError as error:
             raise SlotLostError(f"a zygote is gone: {error}") from error
+
+
+def _read_languages(hello: Mapping[str, object]) -> tuple[dict[str, Language], dict[str, str]]:
+    """What a zygote offers, and why not the others."""
+    found, missing = hello["languages"], hello["missing"]
+    if not isinstance(found, dict) or not isinstance(missing, dict):
+        raise ValueError("languages that are no objects")
+    languages = {str(name): Language(str(one["version"]), int(one["steps"]), int(one["threads"])) for name, one in found.items()}
+    return languages, {str(name): str(why) for name, why in missing.items()}
 
 
 def receive(control: socket.socket, deadline: float) -> Mapping[str, object]:

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -34,16 +35,16 @@ class SlotSource(Protocol):
 class ChildSlots:
     """Zygotes that are children of this process, for local runs: the same user, and the same memory."""
 
-    def __init__(self, protected: bool = True) -> None:
-        self._protected = protected
+    def __init__(self, protected: bool = True, languages: Sequence[str] = ()) -> None:
+        self._protected, self._languages = protected, languages
 
     def start(self) -> Slot:
         """A new child."""
-        return Slot.start(self._protected)
+        return Slot.start(self._protected, self._languages)
 
     def measure(self, slot: Slot) -> ProbeReport:
         """Attacks from inside the slot."""
-        return probe(slot.run)
+        return probe(slot)
 
 
 class HostedSlots:
@@ -84,7 +85,8 @@ class HostedSlots:
 
 
 def _read_report(control: socket.socket, deadline: float) -> ProbeReport:
-    names = receive(control, deadline).get("open")
-    if not isinstance(names, list):
+    hello = receive(control, deadline)
+    names, weak = hello.get("open"), hello.get("weak", {})
+    if not isinstance(names, list) or not isinstance(weak, dict):
         raise SlotLostError("the sandbox does not say what it keeps out")
-    return ProbeReport(frozenset(map(str, names)))
+    return ProbeReport(frozenset(map(str, names)), {str(name): frozenset(map(str, more)) for name, more in weak.items()})

@@ -14,21 +14,21 @@ import gc
 import io
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
 
-from rlvr_verifier.sandbox import canonical, landlock, seccomp  # noqa: E402
-from rlvr_verifier.sandbox.protocol import END, ERROR, LENGTH, LIMITS, VALUE  # noqa: E402
+from rlvr_verifier.sandbox import canonical, landlock, seccomp, toolchains  # noqa: E402
+from rlvr_verifier.sandbox.commands import ATTACK, RUN, CommandJail, Limits, Supervisor, find_toolchains, open_input, set_limits, write_all  # noqa: E402
+from rlvr_verifier.sandbox.protocol import END, ERROR, LENGTH, LIMITS, MAX_DESCRIPTORS, VALUE  # noqa: E402
 
 sys.path.remove(str(HERE.parents[2]))
 
@@ -46,7 +46,7 @@ _Request = dict[str, object]
 
 def main() -> None:
     """Serve items until the control socket ends."""
-    protect = sys.argv[1] == "protected"
+    protect, languages = sys.argv[1] == "protected", sys.argv[2:]
     socket_ = socket.socket(fileno=CONTROL)
     for module in MODULES:
         __import__(module)
@@ -61,10 +61,14 @@ def main() -> None:
         if _libc.prctl(option, value, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), f"prctl {option}")
     _warm_up()
-    jail = _Jail(protect)
+    found, missing = find_toolchains(languages, protect)
+    jail = _Jail(protect, found)
     gc.collect()
     gc.freeze()
-    _send(socket_, {"abi": landlock.abi(), "pid": os.getpid()})
+    _send(socket_, {
+        "abi": landlock.abi(), "pid": os.getpid(), "missing": missing,
+        "languages": {name: {"version": one.version, "steps": len(one.steps), "threads": one.run.threads} for name, one in found.items()},
+    })  # fmt: skip
     while (request := _receive(socket_)) is not None:
         _serve(socket_, jail, *request)
 
@@ -83,33 +87,34 @@ class _MissingFunctionError(Exception):
 class _Jail:
     """What an item is locked into; made before the first one, entered by each."""
 
-    def __init__(self, protect: bool) -> None:
+    def __init__(self, protect: bool, found: Mapping[str, toolchains.Toolchain]) -> None:
         self._protect = protect
         self.null = os.open(os.devnull, os.O_RDWR)
         """Opened out here: it cannot be opened in the domain."""
         self._filter = seccomp.Filter()
         self._scope = -1
+        self.commands: dict[str, CommandJail] = {}
         if protect and landlock.abi() >= landlock.SCOPES_SINCE_ABI:
-            landlock.restrict(_readable())
+            self.commands = {name: CommandJail(toolchain) for name, toolchain in found.items()}
+            commands = [command for one in found.values() for command in (*one.steps, one.run)]
+            landlock.restrict([*_readable(), *{path for one in commands for path in (*one.readable, *one.executable)}])
             self._scope = landlock.prepare_scope()
 
     def enter(self, memory_bytes: int, cpu_seconds: int) -> None:
         """Limits first: the filter lets nothing change them."""
-        for kind, soft, hard in (
-            (resource.RLIMIT_AS, memory_bytes, memory_bytes),
-            (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
-            (resource.RLIMIT_FSIZE, 0, 0),
-            (resource.RLIMIT_CORE, 0, 0),
-            (resource.RLIMIT_NOFILE, 64, 64),
-            (resource.RLIMIT_MEMLOCK, 0, 0),
-            (resource.RLIMIT_MSGQUEUE, 0, 0),
-        ):
-            resource.setrlimit(kind, (soft, hard))
+        set_limits(memory_bytes, cpu_seconds)
         if self._protect:
             if self._scope >= 0:
                 landlock.enter(self._scope)
-                os.close(self._scope)
+            self.close()
             self._filter.install()
+
+    def close(self) -> None:
+        """Forget all rulesets, in an item that has entered one."""
+        for commands in self.commands.values():
+            commands.close()
+        if self._scope >= 0:
+            os.close(self._scope)
 
 
 def _readable() -> list[str]:
@@ -120,21 +125,29 @@ def _readable() -> list[str]:
     ]  # fmt: skip
 
 
-def _serve(control: socket.socket, jail: _Jail, limits: bytes, request: int, result: int) -> None:
-    """One item: fork, wait for its end or for the order to kill it, and say how it ended."""
-    memory_bytes, cpu_seconds = LIMITS.unpack_from(limits)
+def _serve(control: socket.socket, jail: _Jail, limits: bytes, descriptors: Sequence[int]) -> None:
+    """One item: fork, wait for its end or for the order to kill it, let it start the threads that it may, and say how it ended."""
+    memory_bytes, cpu_seconds, threads = LIMITS.unpack_from(limits)
     zygote = os.getpid()
+    asked, asking = socket.socketpair() if threads else (None, None)
     child = os.fork()
     if child == 0:
-        _be_item(jail, zygote, request, result, memory_bytes, cpu_seconds)
-    os.close(request)
-    os.close(result)
+        if asked is not None:
+            asked.close()
+        _be_item(jail, zygote, descriptors, memory_bytes, cpu_seconds, asking)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    if asking is not None:
+        asking.close()
+    supervisor = Supervisor(asked, threads)
     ended, killed = os.pidfd_open(child), False
     try:
         while True:
-            ready, _, _ = select.select([ended] if killed else [ended, CONTROL], [], [])
+            ready, _, _ = select.select([ended, *supervisor.waiting, *([] if killed else [CONTROL])], [], [])
             if ended in ready:
                 break
+            if supervisor.serve(ready) or CONTROL not in ready:
+                continue
             order = control.recv(1)
             signal.pidfd_send_signal(ended, signal.SIGKILL)
             if not order:
@@ -142,41 +155,42 @@ def _serve(control: socket.socket, jail: _Jail, limits: bytes, request: int, res
             killed = True
     finally:
         os.close(ended)
+        supervisor.close()
     _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
     _send(control, {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "killed": killed})
 
 
-def _be_item(jail: _Jail, zygote: int, file: int, result: int, memory_bytes: int, cpu_seconds: int) -> None:
+def _be_item(
+    jail: _Jail, zygote: int, descriptors: Sequence[int], memory_bytes: int, cpu_seconds: int, asking: socket.socket | None
+) -> None:
     """The forked child: it never returns."""
-    code = 70
+    code, (file, result) = 70, descriptors[:2]
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != zygote:
             return  # it died before the line above: nobody would ever end this process
         with open(file, "rb") as reading:
             request: _Request = json.load(reading)
+        language, own = request.get("language"), Limits(memory_bytes, cpu_seconds, asking)
+        if language is not None and request["step"] != ATTACK:
+            jail.commands[str(language)].become(request, descriptors[2:], result, jail.null, own)
         is_program = "stdin" in request
-        stdin = _open_input(str(request["stdin"])) if is_program else jail.null
+        stdin = open_input(str(request["stdin"])) if is_program else jail.null
         # What an item has open: its input, its output, and its pipe. The control socket is overwritten here.
         for source, target in ((stdin, 0), (result if is_program else jail.null, 1), (jail.null, 2)):
             os.dup2(source, target)
         for descriptor in {stdin, jail.null, *([result] if is_program else [])}:
             os.close(descriptor)
-        jail.enter(memory_bytes, cpu_seconds)
+        if language is None:
+            jail.enter(memory_bytes, cpu_seconds)
+        else:
+            jail.commands[str(language)].enter(RUN, own, jail.close)
         code = _run_program(request) if is_program else _run_item(request, result)
     except BaseException:  # noqa: BLE001 - the border of the process: its code says that it failed
         code = 71
     finally:
         os._exit(code)
-
-
-def _open_input(text: str) -> int:
-    """A file in memory, which no other process has."""
-    descriptor = os.memfd_create("stdin")
-    _write_all(os.write, descriptor, text.encode())
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _run_item(request: _Request, result: int) -> int:
@@ -199,7 +213,7 @@ def _run_item(request: _Request, result: int) -> int:
             line = f"{VALUE} {index} {encode(entry(*_arguments(text)))}\n"
         except BaseException as error:  # noqa: BLE001
             line = f"{ERROR} {index} {type(error).__name__[:40]}\n"
-        _write_all(write, result, line.encode())
+        write_all(write, result, line.encode())
     write(result, f"{END}\n".encode())
     return 0
 
@@ -233,28 +247,23 @@ def _run_program(request: _Request) -> int:
     return code
 
 
-def _write_all(write: Callable[[int, bytes], int], descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[write(descriptor, data) :]
-
-
 def _send(control: socket.socket, message: _Request) -> None:
     data = json.dumps(message).encode()
     control.sendall(LENGTH.pack(len(data)) + data)
 
 
-def _receive(control: socket.socket) -> tuple[bytes, int, int] | None:
+def _receive(control: socket.socket) -> tuple[bytes, list[int]] | None:
     """The next item: its limits, and the descriptors of its file and its pipe; None at the end. A `k` that came too late is skipped."""
     while True:
-        data, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+        data, descriptors, _, _ = socket.recv_fds(control, 1, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return None
         if data == b"i":
             break
     limits = control.recv(LIMITS.size, socket.MSG_WAITALL)
-    if len(limits) != LIMITS.size or len(descriptors) != 2:
+    if len(limits) != LIMITS.size or len(descriptors) < 2:
         raise SystemExit(f"an item with {len(limits)} bytes of limits and {len(descriptors)} descriptors")
-    return limits, descriptors[0], descriptors[1]
+    return limits, descriptors
 
 
 if __name__ == "__main__":
