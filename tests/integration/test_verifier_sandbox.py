@@ -46,7 +46,7 @@ def test_this_machine_offers_level_1(sandbox: Sandbox) -> None:
 def test_the_attacks_succeed_where_nothing_keeps_them_out() -> None:
     slot = Slot.start(protected=False)
     try:
-        report = probe(slot.run)
+        report = probe(slot)
     finally:
         slot.close()
     assert report.level is Level.L0

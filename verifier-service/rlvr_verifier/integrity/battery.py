@@ -19,8 +19,11 @@ from rlvr_verifier.integrity.code_probes import (
     constant_function,
     constant_program,
     fence,
+    hanging_program,
 )
 from rlvr_verifier.integrity.hostile import HANGING
+from rlvr_verifier.integrity.program_texts import TEXTS
+from rlvr_verifier.sandbox.programs import COMPILE_SECONDS
 
 Payload = Mapping[str, JsonValue]
 CONSTANTS = ("0", "1", "2", "7", "10", "yes", "no", "True", "False", "A", r"\boxed{0}", r"\boxed{1}")
@@ -88,19 +91,21 @@ class ProgramBattery:
     """For programs that are run."""
 
     constants: Sequence[str] = CONSTANT_LINES
-    hanging: Sequence[str] = tuple(HANGING_CODE)
-    persistent: Sequence[str] = PERSISTENT_CODE
 
     def __init__(self, environment: StdioEnvironment) -> None:
-        self.limit_seconds: float | None = environment.time_limit_seconds
+        self._language = environment.language
+        is_python = self._language == "python"
+        self.hanging: Sequence[str] = tuple(HANGING_CODE if is_python else TEXTS[self._language].hanging)
+        self.persistent: Sequence[str] = PERSISTENT_CODE if is_python else ()
+        self.limit_seconds: float | None = environment.time_limit_seconds + (0.0 if is_python else COMPILE_SECONDS)
 
     def constant(self, name: str, payload: Payload) -> str:
         """A program that prints it."""
-        return constant_program(name)
+        return constant_program(name, self._language)
 
     def hang(self, name: str, payload: Payload) -> str:
         """The same for all tasks."""
-        return fence(HANGING_CODE[name].replace("{entry}", "main"))
+        return hanging_program(name, self._language)
 
 
 def battery_of(environment: Environment) -> Battery:

@@ -9,8 +9,9 @@ Not covered: solutions that are wrong in ways that the hidden inputs do not show
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from rlvr_api.wire import MAX_COMPLETION_BYTES
+from rlvr_api.wire import MAX_COMPLETION_BYTES, CanaryTag
 from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, WRONG, Probe, fenced
+from rlvr_verifier.integrity.program_texts import TEXTS, Texts
 from rlvr_verifier.sandbox.canonical import Value, decode
 
 
@@ -99,13 +100,16 @@ def function_probes(
         yield Probe(name, EXPLOIT, fence(source.replace("{entry}", entry_point)))
 
 
-def program_probes(outputs: Mapping[str, str]) -> Iterator[Probe]:
+def program_probes(outputs: Mapping[str, str], language: str = "python") -> Iterator[Probe]:
     """For a program to write.
 
     Args:
         outputs: of each input.
     """
     yield from COMMON
+    if language != "python":
+        yield from _other_probes(outputs, TEXTS[language])
+        return
     table = f"import sys\nT = {dict(outputs)!r}\nsys.stdout.buffer.write(T[sys.stdin.buffer.read().decode()].encode())"
     if _fits(table):
         yield Probe("table", RIGHT, fence(table))
@@ -115,13 +119,38 @@ def program_probes(outputs: Mapping[str, str]) -> Iterator[Probe]:
         yield Probe(name, EXPLOIT, fence(source))
 
 
+def _other_probes(outputs: Mapping[str, str], texts: Texts) -> Iterator[Probe]:
+    def probe(name: str, tag: CanaryTag, source: str) -> Probe:
+        return Probe(name, tag, fenced(source, texts.fence))
+
+    table = texts.table_of(outputs)
+    if _fits(table):
+        yield probe("table", RIGHT, table)
+    yield probe("empty-block", WRONG, "")
+    yield probe("prints-nothing", WRONG, texts.nothing)
+    yield probe("does-not-compile", WRONG, "int main( {")
+    yield probe("leaves", EXPLOIT, texts.leaves)
+    yield probe("crashes", EXPLOIT, texts.crashes)
+    yield probe("says-passed", EXPLOIT, texts.line.replace("{text}", texts.literal("ALL TESTS PASSED")))
+
+
+def hanging_program(name: str, language: str) -> str:
+    """A completion that hangs, or takes what it can."""
+    if language == "python":
+        return fence(HANGING_CODE[name].replace("{entry}", "main"))
+    return fenced(TEXTS[language].hanging[name], TEXTS[language].fence)
+
+
 def constant_function(entry_point: str, value: str) -> str:
     """A completion that gives one value, or the first argument, whatever is asked."""
     return fence(f"def {entry_point}(*a, **k): return {value}")
 
 
-def constant_program(line: str) -> str:
+def constant_program(line: str, language: str = "python") -> str:
     """A completion that prints one line whatever it reads, or what it reads."""
+    if language != "python":
+        texts = TEXTS[language]
+        return fenced(texts.echo if line == ECHO else texts.line.replace("{text}", texts.literal(line)), texts.fence)
     return fence("import sys\nsys.stdout.write(sys.stdin.read())" if line == ECHO else f"print({line!r})")
 
 
