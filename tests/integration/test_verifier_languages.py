@@ -106,7 +106,7 @@ def test_an_array_larger_than_the_memory_is_the_program_s_own_failure(sandbox: S
 
 def test_a_language_without_tools_is_refused_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    with pytest.raises(toolchains.ToolchainMissingError, match=r"there is no g\+\+; install gcc, g\+\+ and libc6-dev, or use a verifier image"):
+    with pytest.raises(toolchains.ToolchainMissingError, match=r"there is no g\+\+; install gcc, g\+\+ and libc6-dev, or"):
         toolchains.find("cpp")
     made = Sandbox(1)  # asked for no language
     try:

@@ -4,6 +4,7 @@ the job, and with a memory limit of its own, so that a bomb takes down itself an
 A sidecar in Kubernetes' sense: it starts before the service and ends after it. What the two share is a folder in memory with one socket.
 """
 
+from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.pods import Resources
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import Sidecar
@@ -15,6 +16,10 @@ HOST_MEBIBYTES = 96
 """Of the process that starts slots."""
 SLOT_MEBIBYTES = 64
 """Of a slot that runs nothing."""
+RUNTIME_MEBIBYTES = {"go": 1024, "javascript": 1536}
+"""Address space that the sandbox gives the runtimes of these languages beside the program's."""
+COMPILE_MEBIBYTES = 1024 + 128
+"""Of one step of a compiler, and the files that it reads and makes, which are in memory."""
 VOLUME: Object = {"name": "sandbox", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
 
 
@@ -48,13 +53,18 @@ def sandbox_container(job: RLVRJob, site: Site, sidecar: Sidecar, image: str) ->
 def sandbox_resources(job: RLVRJob) -> Object:
     """What the job says, and a memory limit in any case; memory is set aside as a whole, since every slot may use its share at once."""
     settings = job.spec.verifiers.sandbox_resources or Resources()
-    largest = max(
-        kind.memory_megabytes
-        for environment in job.spec.environments
-        for kind in (environment.python_functions, environment.stdio)
-        if kind is not None
-    )
+    largest = max(map(_slot_mebibytes, job.spec.environments))
     default = f"{HOST_MEBIBYTES + job.spec.verifiers.workers * (SLOT_MEBIBYTES + largest)}Mi"
     limits = {"memory": default, **settings.limits}
     requests = {"memory": limits["memory"], **settings.requests}
     return {"requests": dict(sorted(requests.items())), "limits": dict(sorted(limits.items()))}
+
+
+def _slot_mebibytes(environment: EnvironmentSpec) -> int:
+    """What the code of an environment may use at once; 0 where it runs none."""
+    if environment.stdio is None:
+        return 0 if environment.python_functions is None else environment.python_functions.memory_megabytes
+    language = environment.stdio.language
+    runtime = RUNTIME_MEBIBYTES.get(language, 0)
+    compiling = COMPILE_MEBIBYTES + runtime if language in ("c", "cpp", "go") else 0
+    return max(environment.stdio.memory_megabytes + runtime, compiling)

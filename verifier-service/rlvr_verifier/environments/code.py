@@ -25,6 +25,8 @@ def extract_code(completion: str, language: str = "python") -> str | Score:
     if not code:
         return invalid(f"there is no {TITLES[language]} code block")
     return code[-1] if code[-1].strip() else invalid("the code block is empty")
+
+
 _PYTHON = f"python-{sys.version_info.major}.{sys.version_info.minor}"
 
 

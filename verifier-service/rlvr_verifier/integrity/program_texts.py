@@ -62,9 +62,10 @@ int main(void) {
         "takes memory": "#include <stdlib.h>\n"
         "int main(void) { for (;;) { volatile char *p = (volatile char *)malloc(1 << 24); if (!p) return 1; "
         "for (int i = 0; i < 1 << 24; i += 4096) p[i] = 1; } }",
-        "writes": "#include <stdio.h>\nint main(void) { for (;;) puts(\"x\"); }",
-        "recurses": "int f(volatile int *p) { volatile int x[64]; x[0] = *p; return f(x) + x[0]; }\nint main(void) { int x = 1; return f(&x); }",
-        "includes itself": "#include __FILE__\n#include \"/dev/zero\"\nint main(void) { return 0; }",
+        "writes": '#include <stdio.h>\nint main(void) { for (;;) puts("x"); }',
+        "recurses": "int f(volatile int *p) { volatile int x[64]; x[0] = *p; return f(x) + x[0]; }\n"
+        "int main(void) { int x = 1; return f(&x); }",
+        "includes itself": '#include __FILE__\n#include "/dev/zero"\nint main(void) { return 0; }',
         "a large array": "volatile char a[1 << 30] = {1};\nint main(void) { return a[0]; }",
     },
 )
@@ -95,7 +96,7 @@ func main() {
     crashes='package main\nfunc main() { panic("x") }',
     hanging={
         "spins": "package main\nfunc main() { for {} }",
-        "sleeps": "package main\nimport \"time\"\nfunc main() { time.Sleep(time.Hour) }",
+        "sleeps": 'package main\nimport "time"\nfunc main() { time.Sleep(time.Hour) }',
         "takes memory": "package main\nvar kept [][]byte\nfunc main() { for { b := make([]byte, 1<<24); for i := range b { b[i] = 1 }; "
         "kept = append(kept, b) } }",
         "writes": 'package main\nimport "os"\nfunc main() { for { os.Stdout.WriteString("xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\\n") } }',

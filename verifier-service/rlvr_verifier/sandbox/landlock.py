@@ -75,7 +75,7 @@ def prepare_scope() -> int:
 
 
 def prepare(readable: Sequence[str], executable: Sequence[str]) -> int:
-    """A ruleset for one kind of command, which an item enters: as `restrict` with fewer paths, executing apart from reading, and a scope."""
+    """A ruleset for one command, made once and entered by each item that is one: what it may read, what it may execute, and a scope."""
     ruleset = _create(_RulesetAttributes(FS_ALL, NET_ALL, SCOPE_ALL))
     for path, access in (*((path, FS_READ & ~FS_EXECUTE) for path in readable), *((path, FS_READ) for path in executable)):
         _allow(ruleset, path, access)

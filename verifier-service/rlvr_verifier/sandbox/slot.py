@@ -156,7 +156,11 @@ class Slot:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                zygote_command(protected, languages), stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
+                zygote_command(protected, languages),
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=ENVIRONMENT,
+                start_new_session=True,
             )
         return cls(ours, process)
 
