@@ -8,6 +8,7 @@ nothing; verdicts by the clock are beside it. Every completion is another one, s
 - `math_verify_per_second_core`: answers to a dataset of mathematics that need math-verify (another order, another notation), as a group of
   samples gives them: GROUP completions of one problem with DISTINCT answers.
 - `sandbox_per_second_core`, `sandbox_p50_ms`: a function on eight inputs, in a warm slot; the median is of the service's own `seconds`.
+- `c`, `javascript`: programs on one test; each C program is compiled, each Node is started. No limits; left out without their tools.
 - `p99_ms_at_70_percent`: single functions at random times, at 70 % of what the same requests reach one after the other; from the request to
   its answer, without the `seconds` of scoring. Waiting for the slot is part of it.
 
@@ -21,6 +22,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,6 +52,10 @@ START_SECONDS = 60.0
 GROUP, DISTINCT = 16, 4
 """Completions of one problem, and different answers among them."""
 FUNCTION = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total"
+PROGRAMS = {
+    "c": '#include <stdio.h>\nint main(void) { long n, s = 0; while (scanf("%ld", &n) == 1) s += n; printf("%ld\\n", s); }',
+    "javascript": "console.log(require('fs').readFileSync(0, 'utf8').split('\\n').reduce((a, b) => a + Number(b), 0));",
+}
 SYMBOLIC = (
     ("x^2-{n}", ("(x-\\sqrt{{{n}}})(x+\\sqrt{{{n}}})", "-{n}+x^2", "x^2-{m}", "x^{{2}} - {n}")),
     ("{n}x+1", ("1+{n}x", "x \\cdot {n}+1", "{m}x+1", "1 + {n} x")),
@@ -130,14 +136,17 @@ class Service:
 def main() -> None:
     """Measure, print one table, and one JSON object as the last line."""
     options = _options()
+    languages = [name for name, tool in (("c", "gcc"), ("javascript", "node")) if shutil.which(tool)]
     random.seed(0)
-    with tempfile.TemporaryDirectory(prefix="rlvr-bench-") as folder, running_service(Path(folder)) as service:
-        rounds: dict[str, list[Sample]] = {name: [] for name in ("fast", "math numbers", "math-verify", "sandbox")}
+    with tempfile.TemporaryDirectory(prefix="rlvr-bench-") as folder, running_service(Path(folder), languages) as service:
+        rounds: dict[str, list[Sample]] = {name: [] for name in ("fast", "math numbers", "math-verify", "sandbox", *languages)}
         for number in range(options.rounds + 1):
             rounds["fast"].append(service.measure(fast_bodies(service, number, options.batch), {"pass", "fail"}))
             rounds["math numbers"].append(service.measure(number_bodies(service, number), {"pass", "fail"}))
             rounds["math-verify"].append(service.measure(symbolic_bodies(service, number), {"pass", "fail"}))
             rounds["sandbox"].append(service.measure(function_bodies(service, number, 256, 4), {"pass"}))
+            for name in languages:
+                rounds[name].append(service.measure([program_body(service, name, number)], {"pass"}))
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
         latencies = load(service, options.load_seconds)
     report({name: samples[1:] for name, samples in rounds.items()}, latencies, fork_seconds())
@@ -181,6 +190,12 @@ def function_bodies(service: Service, number: int, batch: int, parts: int) -> li
     keys = [service.task_key("functions", seed) for seed in range(32)]
     codes = [[f"```python\n# {number} {part} {n}\n{FUNCTION}\n```" for n in range(batch)] for part in range(parts)]
     return [_body("functions", f"c{number}-{part}", keys, some) for part, some in enumerate(codes)]
+
+
+def program_body(service: Service, language: str, number: int) -> bytes:
+    """A batch of right programs, each with a comment of its own."""
+    codes = [f"```{language}\n// {number} {n}\n{PROGRAMS[language]}\n```" for n in range(32)]
+    return _body(language, f"{language}{number}", [service.task_key(language, 0)], codes)
 
 
 def _body(environment: str, prefix: str, keys: list[str], completions: list[str]) -> bytes:
@@ -230,8 +245,8 @@ def load(service: Service, seconds: float) -> list[float]:
 
 
 @contextmanager
-def running_service(folder: Path) -> Iterator[Service]:
-    """The service of a job with four environments."""
+def running_service(folder: Path, languages: list[str]) -> Iterator[Service]:
+    """The service of a job with four environments, and one for each language."""
     rows: dict[str, list[dict[str, object]]] = {
         "numbers": [{"problem": f"{n} ?", "answer": str(n % 7)} for n in range(400)],
         "symbols": [{"problem": f"{n} ?", "answer": _symbolic(n)[0]} for n in range(4000)],
@@ -242,12 +257,14 @@ def running_service(folder: Path) -> Iterator[Service]:
     }
     for name, some in rows.items():
         (folder / name).write_text("\n".join(json.dumps(row) for row in some))
-    environments = [
+    environments: list[dict[str, object]] = [
         {"name": "sums", "arithmetic": {}},
         {"name": "numbers", "math": {"dataset": f"file://{folder}/numbers"}},
         {"name": "symbols", "math": {"dataset": f"file://{folder}/symbols"}},
         {"name": "functions", "pythonFunctions": {"dataset": f"file://{folder}/functions"}},
     ]
+    (folder / "programs").write_text(json.dumps({"prompt": "Sum.", "tests": [{"input": "1\n2\n3\n", "output": "6"}]}))
+    environments += [{"name": name, "stdio": {"dataset": f"file://{folder}/programs", "language": name}} for name in languages]
     spec = {
         "model": {"uri": "file:///none"},
         "environments": environments,

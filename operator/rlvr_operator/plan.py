@@ -198,7 +198,7 @@ def _verifier(job: RLVRJob, addresses: Addresses, places: Places) -> Workload:
     sidecar = None
     if job.spec.runs_code and places.sandbox_socket is not None:
         env[Variable.SANDBOX_SOCKET] = places.sandbox_socket
-        host = (places.python, "-m", "rlvr_verifier.sandbox.host", "--socket", places.sandbox_socket)
+        host: tuple[str, ...] = (places.python, "-m", "rlvr_verifier.sandbox.host", "--socket", places.sandbox_socket)
         host += tuple(word for language in job.spec.languages for word in ("--language", language))
         sidecar = Sidecar("sandbox", host, {"PYTHONUNBUFFERED": "1"})
     return Workload(Role.VERIFIER, name, 0, command, _plain(env), port, HttpReadiness("/readyz"), needs_storage=True, sidecar=sidecar)

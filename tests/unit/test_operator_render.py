@@ -185,6 +185,18 @@ def test_code_runs_in_a_container_that_shares_nothing_with_the_service_but_a_soc
     assert sandbox["resources"] == {"requests": {"cpu": "2", "memory": "4448Mi"}, "limits": {"cpu": "4", "memory": "4448Mi"}}
 
 
+def test_the_sandbox_finds_the_tools_of_the_languages_and_has_memory_to_compile():
+    languages = ("javascript", "cpp", "cpp", "python")
+    programs = [{"name": f"p{n}", "stdio": {"dataset": "s3://d/p.jsonl", "language": name}} for n, name in enumerate(languages)]
+    job = make_job(environments=programs, verifiers={"workers": 2})
+    (sandbox,) = render.verifiers(job, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]["initContainers"]
+    assert sandbox["command"][-4:] == ["--language", "cpp", "--language", "javascript"]
+    assert sandbox["resources"]["limits"] == {"memory": f"{96 + 2 * (64 + 512 + 1536)}Mi"}
+    compiling = make_job(environments=[programs[1]], verifiers={"workers": 1})
+    (sandbox,) = render.verifiers(compiling, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]["initContainers"]
+    assert sandbox["resources"]["limits"] == {"memory": f"{96 + 64 + 1152}Mi"}
+
+
 def test_a_memory_limit_of_the_job_s_own_goes_before_what_the_slots_may_use():
     job = edited(CODE, "verifiers.sandboxResources", {"limits": {"memory": "1Gi"}})
     (sandbox,) = render.verifiers(job, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]["initContainers"]

@@ -217,7 +217,7 @@ def probe(slot: Slot, place: Path | None = None) -> ProbeReport:
         try:
             targets = Targets(bystander.pid, str(secret), folder)
             open_ = frozenset(name for name, source in ATTACKS.items() if not _is_blocked(slot, source, targets, None))
-            weak = {}
+            weak: dict[str, frozenset[str]] = {}
             for name, language in slot.languages.items():
                 command = Command(name, "attack", language.threads)
                 more = [attack for attack, source in COMMAND_ATTACKS.items() if not _is_blocked(slot, source, targets, command)]
