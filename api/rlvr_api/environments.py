@@ -65,7 +65,8 @@ class PythonFunctions(ApiModel):
     """Functions that the model writes, called on hidden inputs in a sandbox that never holds the expected values."""
 
     dataset: Uri
-    """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected"}`. `visible` and `hidden` are lists of argument
+    """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected"}`, or of `tests`, a list of sources with asserts, in
+    the place of the inputs and `expected`. `visible` and `hidden` are lists of argument
     lists, the visible ones also shown in the prompt. `reference` is Python source of a right solution; `expected` its values, of the
     visible and then the hidden inputs. One of the two is enough; both must agree."""
     instruction: Annotated[str, Field(max_length=2000)] = "Answer with one Python code block."

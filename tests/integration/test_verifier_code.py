@@ -68,6 +68,11 @@ def sums(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> PythonFu
 
 
 @pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> PythonFunctionsEnvironment:
+    return open_functions(tmp_path_factory.mktemp("tested"), sandbox, TESTED, time_limit_seconds=2.0)
+
+
+@pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> StdioEnvironment:
     return open_programs(tmp_path_factory.mktemp("programs"), sandbox, ADD, time_limit_seconds=3.0)
 
@@ -148,7 +153,8 @@ def test_faults_of_a_dataset_are_listed_by_line(tmp_path: Path, sandbox: Sandbox
     ):
         assert words in str(caught.value)
     with pytest.raises(
-        EnvironmentSetupError, match=r"line 1: .*neither reference nor expected.*line 2: .*6 values for 8.*; line 3: hidden"
+        EnvironmentSetupError,
+        match=r"line 1: .*neither reference nor expected.*line 2: .*6 values for 8.*; line 3: .*neither hidden nor tests",
     ):
         open_functions(tmp_path, sandbox, row(reference=None), row(expected=[0] * 6), row(hidden=[]))
     with pytest.raises(EnvironmentSetupError, match="line 1: the output of a test is empty"):
@@ -173,6 +179,33 @@ def test_the_bytes_that_go_into_the_sandbox_do_not_depend_on_the_answers(tmp_pat
     assert sent[0] == sent[2]
     assert sent[1] == sent[3]
     assert len(sent[0]) == 2, "both orders of the two inputs were seen, so they are shuffled"
+
+
+TESTED = {
+    "prompt": "Write f(xs), the sum of a list of integers.",
+    "entryPoint": "f",
+    "tests": ["assert f([1, 2, 3]) == 6\nassert f([]) == 0", "def check(g):\n    assert g([-3, -4, 1]) == -6\n    assert g([7]) == 7"],
+}
+
+
+@pytest.mark.parametrize("sample", [one for one in read_code("functions") if one.kind != "bombs"], ids=lambda sample: sample.name)
+def test_asserts_pay_no_wrong_function_either(tested: PythonFunctionsEnvironment, sample: Sample) -> None:
+    score = tested.score(tested.sample("train", 0, 0).payload, sample.completion, False)
+    assert (score.status is VerdictStatus.PASS) is sample.is_right, score.reason
+
+
+def test_tests_that_cannot_be_read_or_that_the_reference_fails_are_listed_by_line(tmp_path: Path, sandbox: Sandbox) -> None:
+    rows = [
+        {**TESTED, "prompt": "a", "tests": ["x = 1\nassert f([x]) == 1"]},
+        {**TESTED, "prompt": "b", "reference": "def f(xs): return len(xs)"},
+        {**TESTED, "prompt": "c", "hidden": [[[1]]]},
+    ]
+    with pytest.raises(EnvironmentSetupError, match=r"line 3: .*leave those out"):
+        open_functions(tmp_path, sandbox, *rows)
+    with pytest.raises(EnvironmentSetupError) as caught:
+        open_functions(tmp_path, sandbox, *rows[:2])
+    assert "line 1: a test cannot be read as a call: line 1 of a test, 'x = 1', is no call" in str(caught.value)
+    assert "line 2: its reference fails assert 0 of its tests" in str(caught.value)
 
 
 class Recorder:

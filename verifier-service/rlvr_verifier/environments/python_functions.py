@@ -17,6 +17,7 @@ from pydantic import Field, JsonValue, model_validator
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
 from rlvr_api.wire import VerdictStatus
+from rlvr_verifier.environments.asserts import MAX_TEST_CHARACTERS, Assertion, NotRewritableError, read_asserts
 from rlvr_verifier.environments.base import Score, failed, passed
 from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
@@ -38,12 +39,19 @@ class FunctionRow(ApiModel):
     prompt: Annotated[str, Field(min_length=1, max_length=100_000)]
     entry_point: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
     visible: Annotated[list[Arguments], Field(max_length=MAX_INPUTS, default_factory=list)]
-    hidden: Annotated[list[Arguments], Field(min_length=1, max_length=MAX_INPUTS)]
+    hidden: Annotated[list[Arguments], Field(max_length=MAX_INPUTS, default_factory=list)]
+    tests: Annotated[list[Annotated[str, Field(max_length=MAX_TEST_CHARACTERS)]], Field(max_length=MAX_INPUTS, default_factory=list)]
     reference: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
     expected: list[JsonValue] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.tests:
+            if self.visible or self.hidden or self.expected is not None:
+                raise ValueError("tests stand for visible, hidden and expected: leave those out")
+            return self
+        if not self.hidden:
+            raise ValueError("neither hidden nor tests has an input")
         if self.reference is None and self.expected is None:
             raise ValueError("neither reference nor expected is given")
         count = len(self.visible) + len(self.hidden)
@@ -64,6 +72,8 @@ class FunctionProblem:
     visible: int
     """How many of the first inputs the prompt shows."""
     reference: str | None
+    assertions: tuple[Assertion, ...] | None = None
+    """What must hold for each input, where the row has tests; otherwise values are compared with their types."""
 
 
 class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
@@ -102,9 +112,13 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
             return failed(str(error))
         if isinstance(found, Score):
             return found
-        expected = [problem.expected[index] for index in order]
-        wrong = sum(not equal(one, other, self._spec.float_tolerance) for one, other in zip(expected, found, strict=True))
+        wrong = sum(not self._agrees(problem, index, value) for index, value in zip(order, found, strict=True))
         return failed(f"wrong for {wrong} of {len(order)} inputs") if wrong else passed(f"right for all {len(order)} inputs")
+
+    def _agrees(self, problem: FunctionProblem, index: int, found: Value) -> bool:
+        if problem.assertions is not None:
+            return problem.assertions[index].holds(found)
+        return equal(problem.expected[index], found, self._spec.float_tolerance)
 
     def _call(self, source: str, entry_point: str, inputs: Sequence[str]) -> list[Value] | Score:
         spec = self._spec
@@ -131,8 +145,28 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
                 numbered.append((number, problem))
         return split_rows(self.kind, self._spec.dataset, self._spec.held_out, numbered, faults)
 
+    def _prepare_tests(self, row: FunctionRow) -> FunctionProblem | str:
+        try:
+            asserts = tuple(one for test in row.tests for one in read_asserts(test, row.entry_point))
+            if len(asserts) > MAX_INPUTS:
+                return f"its tests have {len(asserts)} asserts, more than {MAX_INPUTS}"
+            inputs = tuple(encode(one.arguments) for one in asserts)
+            expected = tuple(decode(encode(one.expected)) for one in asserts)
+        except (NotRewritableError, NotCanonicalError) as error:
+            return f"a test cannot be read as a call: {error}"
+        problem = FunctionProblem(row.prompt, row.entry_point, inputs, expected, 0, row.reference, asserts)
+        if row.reference is None:
+            return problem
+        found = self._call(row.reference, row.entry_point, inputs)
+        if isinstance(found, Score):
+            return f"its reference fails: {found.reason}"
+        agree = [self._agrees(problem, index, value) for index, value in enumerate(found)]
+        return problem if all(agree) else f"its reference fails assert {agree.index(False)} of its tests"
+
     def _prepare(self, row: FunctionRow) -> FunctionProblem | str:
         """The problem of a row, or what is wrong with it."""
+        if row.tests:
+            return self._prepare_tests(row)
         try:
             inputs = tuple(encode(tuple(arguments)) for arguments in [*row.visible, *row.hidden])
             given = None if row.expected is None else [decode(encode(value)) for value in row.expected]
