@@ -181,14 +181,22 @@ def test_the_bytes_that_go_into_the_sandbox_do_not_depend_on_the_answers(tmp_pat
     assert len(sent[0]) == 2, "both orders of the two inputs were seen, so they are shuffled"
 
 
+EQUAL_IN_PYTHON = "returns a float"
+"""An assert pays it, since 6 == 6.0; values that are compared with their types do not."""
 TESTED = {
     "prompt": "Write f(xs), the sum of a list of integers.",
     "entryPoint": "f",
-    "tests": ["assert f([1, 2, 3]) == 6\nassert f([]) == 0", "def check(g):\n    assert g([-3, -4, 1]) == -6\n    assert g([7]) == 7"],
+    "tests": [
+        "assert f([1, 2, 3]) == 6\nassert f([]) == 0",
+        "def check(g):\n    assert g([-3, -4, 1]) == -6\n    assert g([2147483648, 2147483648]) == 4294967296",
+        f"assert f([9007199254740992, 1]) == 9007199254740993\nassert f({[*range(100)]}) == 4950",
+    ],
 }
 
 
-@pytest.mark.parametrize("sample", [one for one in read_code("functions") if one.kind != "bombs"], ids=lambda sample: sample.name)
+@pytest.mark.parametrize(
+    "sample", [one for one in read_code("functions") if one.kind != "bombs" and one.name != EQUAL_IN_PYTHON], ids=lambda sample: sample.name
+)
 def test_asserts_pay_no_wrong_function_either(tested: PythonFunctionsEnvironment, sample: Sample) -> None:
     score = tested.score(tested.sample("train", 0, 0).payload, sample.completion, False)
     assert (score.status is VerdictStatus.PASS) is sample.is_right, score.reason
