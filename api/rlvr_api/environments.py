@@ -74,7 +74,7 @@ class PythonFunctions(ApiModel):
     held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
     time_limit_seconds: Annotated[float, Field(gt=0.0, le=300.0)] = 5.0
-    """Wall time of a solution on all its inputs together; beyond it the verdict is `timeout`."""
+    """Processor time of a solution on all its inputs together; beyond it, or twice as long by the clock, it is a `timeout`."""
     memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
     """Address space of a solution; Python itself takes about 40."""
     float_tolerance: Annotated[float, Field(ge=0.0, le=0.1)] = 1e-9
@@ -101,7 +101,8 @@ class Stdio(ApiModel):
     held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the prompts kept for evaluation, chosen by a hash of the normalised prompt."""
     time_limit_seconds: Annotated[float, Field(gt=0.0, le=300.0)] = 10.0
-    """Wall time of a program on all its tests together, without compiling it; beyond it the verdict is `timeout`."""
+    """Processor time of a program on all its tests together, without compiling it; beyond it, or twice as long by the clock, it is a
+    `timeout`."""
     memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
     """Address space of a program; Python itself takes about 40. Go and Node get what their runtimes reserve on top of it."""
     min_sandbox_level: NeededLevel = "L1"

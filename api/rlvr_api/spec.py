@@ -196,7 +196,7 @@ class Verifiers(ApiModel):
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Killable worker processes that run slow scorers, and slots that run code, in each replica: one a core."""
     item_timeout_seconds: PositiveSeconds = 2.0
-    """Longest time one scorer may take before its process is killed and the item counts as the candidate's time-out."""
+    """Processor time of one scorer; beyond it, or twice as long by the clock, its process is killed and the verdict is `timeout`."""
     pod: Pod = Pod()
     """Size and place of a verifier's pod."""
     sandbox_resources: Resources | None = None

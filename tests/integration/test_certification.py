@@ -96,12 +96,12 @@ def test_a_scorer_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(self, payload, completion, truncated):  # type: ignore[no-untyped-def]
         if completion == HANGING["signs"]:
-            time.sleep(2.6)
+            time.sleep(3.2)
         return real(self, payload, completion, truncated)
 
     monkeypatch.setattr(ArithmeticEnvironment, "score", slow)
     found = certify(SUMS, itemTimeoutSeconds=0.5)
-    assert found.slowest_seconds > 2.5
+    assert found.slowest_seconds > 3.1
     assert any("signs took" in detail for details in failing(found).values() for detail in details)
 
 
@@ -207,7 +207,7 @@ def test_code_is_certified_by_programs_made_of_its_inputs(tmp_path: Path, kind: 
     assert found.certified
     right = next(check for check in found.checks if check.name == "right answers are paid")
     assert right.trials == (4 if kind == "pythonFunctions" else 3)
-    assert found.slowest_seconds < 4.0
+    assert found.slowest_seconds < 6.0
 
 
 def test_a_grader_of_code_that_pays_for_what_the_prompt_shows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,13 +93,13 @@ def test_what_certification_sends_is_judged_as_it_says(
 def test_a_program_runs_again_and_again_and_cannot_change_itself(sandbox: Sandbox) -> None:
     need("javascript", sandbox)
     with compiled(sandbox, "javascript", "console.log(require('fs').readFileSync(0, 'utf8').length)") as program:
-        assert [program.run("x" * n, 5.0, 256 << 20).output for n in (3, 0, 7)] == [b"3\n", b"0\n", b"7\n"]
+        assert [program.run("x" * n, 5.0, 20.0, 256 << 20).output for n in (3, 0, 7)] == [b"3\n", b"0\n", b"7\n"]
 
 
 def test_an_array_larger_than_the_memory_is_the_program_s_own_failure(sandbox: Sandbox) -> None:
     need("c", sandbox)
     with compiled(sandbox, "c", "volatile char a[1ul << 30]; int main(void) { return a[5]; }") as program:
-        assert program.run("", 5.0, 256 << 20).ending is Ending.SIGNALLED
+        assert program.run("", 5.0, 20.0, 256 << 20).ending is Ending.SIGNALLED
     with pytest.raises(CompileError, match="does not compile: exit code 1"), compiled(sandbox, "c", "int main("):
         pass
 

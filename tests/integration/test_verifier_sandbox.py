@@ -102,6 +102,26 @@ def test_processor_time_is_bounded_for_an_item_that_ignores_it(sandbox: Sandbox)
     assert call(sandbox, source, 1, seconds=1.0).ending is Ending.TIMEOUT
 
 
+def test_an_item_that_the_machine_lets_wait_is_not_late(sandbox: Sandbox) -> None:
+    (zygote,) = [child for child in psutil.Process().children() if "zygote.py" in " ".join(child.cmdline())]
+
+    def hold_up() -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not (items := zygote.children()) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        items[0].suspend()
+        time.sleep(2.1)
+        items[0].resume()
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    started = time.monotonic()
+    run = call(sandbox, "import time\ndef f(x):\n    while time.process_time() < 0.3: pass\n    return x", 1, seconds=2.0)
+    thread.join()
+    assert values(run) == ["i1"]
+    assert time.monotonic() - started > 2.1
+
+
 def test_items_share_nothing(sandbox: Sandbox) -> None:
     spoil = """
 import builtins, json, math, os, sys

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 from verifier_jobs import sums_and_math
@@ -113,6 +114,17 @@ def test_a_worker_that_is_killed_loses_nothing_and_a_slow_item_times_out(tmp_pat
             assert hasty._live == set(), "the process that was too slow is gone"
         finally:
             hasty.close()
+        patient = make_pool(make_job(tmp_path, timeout_seconds=2.0))
+        try:
+            await patient.run("math", payload, "warm", False)
+            (worker,) = patient._live
+            process = psutil.Process(worker.process.pid)
+            process.suspend()
+            asyncio.get_running_loop().call_later(2.1, process.resume)
+            score = await patient.run("math", payload, r"\boxed{1+x}", False)
+            assert score.status is VerdictStatus.PASS, "a machine that is busy costs nobody the verdict"
+        finally:
+            patient.close()
 
     asyncio.run(scenario())
 

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
@@ -18,6 +19,7 @@ from pydantic import JsonValue
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.base import Score
+from rlvr_verifier.processor_time import WALL_FACTOR, describe_limit, processor_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ MAX_ANSWER_BYTES = 65_536
 
 
 class ScorerTimeoutError(RuntimeError):
-    """The item took longer than `verifiers.itemTimeoutSeconds`."""
+    """The item used up `verifiers.itemTimeoutSeconds`."""
 
 
 class WorkerLostError(RuntimeError):
@@ -67,14 +69,23 @@ class _Worker:
                 self._pipe.recv_bytes(MAX_ANSWER_BYTES)
                 self.ready = True
             self._pipe.send_bytes(json.dumps(message).encode())
-            if not self._pipe.poll(seconds):
-                raise ScorerTimeoutError(f"the answer could not be judged within {seconds:g} s")
+            self._await_answer(seconds)
             self.items += 1
             answer = json.loads(self._pipe.recv_bytes(MAX_ANSWER_BYTES))
         except (EOFError, OSError) as error:
             raise _WorkerDiedError(str(error)) from error
         # Plain JSON, never pickle: what a scorer was made to do by a completion must not reach this process.
         return answer if isinstance(answer, str) else Score(VerdictStatus(answer[0]), float(answer[1]), str(answer[2]))
+
+    def _await_answer(self, seconds: float) -> None:
+        pid = self.process.pid
+        assert pid is not None
+        deadline, spent = time.monotonic() + WALL_FACTOR * seconds, processor_seconds(pid) + seconds
+        left = seconds
+        while not self._pipe.poll(max(left, 0.001)):
+            left = min(spent - processor_seconds(pid), deadline - time.monotonic())
+            if left <= 0:
+                raise ScorerTimeoutError(f"the answer could not be judged within {describe_limit(seconds)}")
 
     def kill(self) -> None:
         self.process.kill()

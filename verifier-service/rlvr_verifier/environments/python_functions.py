@@ -24,6 +24,7 @@ from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import PromptDataset, split_rows
 from rlvr_verifier.integrity.code_probes import function_probes
 from rlvr_verifier.integrity.probe import Probe
+from rlvr_verifier.processor_time import describe_limit
 from rlvr_verifier.sandbox.canonical import NotCanonicalError, Value, decode, encode, equal
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
@@ -187,11 +188,16 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         return FunctionProblem(row.prompt, row.entry_point, inputs, tuple(found), len(row.visible), row.reference)
 
 
+def timed_out(seconds: float) -> Score:
+    """The verdict on code that used up its time."""
+    return Score(VerdictStatus.TIMEOUT, 0.0, f"the code ran for more than {describe_limit(seconds)}")
+
+
 def fault_of(run: Run, seconds: float) -> Score | None:
     """The verdict on a run that did not come to its end."""
     match run.ending:
         case Ending.TIMEOUT:
-            return Score(VerdictStatus.TIMEOUT, 0.0, f"the code ran for more than {seconds:g} s")
+            return timed_out(seconds)
         case Ending.OVERFLOW:
             return failed("the code wrote too much")
         case Ending.SIGNALLED:

@@ -9,20 +9,21 @@ line, without trailing space. Not covered: threads, which the sandbox refuses, a
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field, JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
-from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.base import EnvironmentSetupError, Score, failed, passed
 from rlvr_verifier.environments.code import TITLES, CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.prompts import split_rows
-from rlvr_verifier.environments.python_functions import fault_of
+from rlvr_verifier.environments.python_functions import fault_of, timed_out
 from rlvr_verifier.integrity.code_probes import program_probes
 from rlvr_verifier.integrity.probe import Probe
+from rlvr_verifier.processor_time import WALL_FACTOR
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.programs import CompileError, compiled
 from rlvr_verifier.sandbox.slot import Item, Run
@@ -74,7 +75,7 @@ class StdioEnvironment(CodeEnvironment[StdioRow]):
 
     @property
     def time_limit_seconds(self) -> float:
-        """Wall time of one completion."""
+        """Processor time of one completion."""
         return self._spec.time_limit_seconds
 
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
@@ -90,27 +91,32 @@ class StdioEnvironment(CodeEnvironment[StdioRow]):
         random.SystemRandom().shuffle(tests)
         try:
             if self.language == "python":
-                return self._try(lambda stdin, seconds, memory: self._sandbox.run(Item(code, None, (), stdin, seconds, memory)), tests)
+                return self._try(partial(self._run_python, code), tests)
             with compiled(self._sandbox, self.language, code) as program:
                 return self._try(program.run, tests)
         except (ItemLostError, CompileError) as error:
             return failed(str(error))
 
-    def _try(self, run: Callable[[str, float, int], Run], tests: Sequence[StdioTest]) -> Score:
-        deadline = time.monotonic() + self._spec.time_limit_seconds
+    def _run_python(self, code: str, stdin: str, seconds: float, wall_seconds: float, memory_bytes: int) -> Run:
+        return self._sandbox.run(Item(code, stdin=stdin, seconds=seconds, wall_seconds=wall_seconds, memory_bytes=memory_bytes))
+
+    def _try(self, run: Callable[[str, float, float, int], Run], tests: Sequence[StdioTest]) -> Score:
+        left = limit = self._spec.time_limit_seconds
+        deadline = time.monotonic() + WALL_FACTOR * limit
         for test in tests:
-            verdict = self._judge(run, test, deadline - time.monotonic())
+            wall = deadline - time.monotonic()
+            if left <= 0 or wall <= 0:
+                return timed_out(limit)
+            done = run(test.input, left, wall, self._spec.memory_megabytes << 20)
+            left -= done.cpu_seconds
+            verdict = self._judge(done, test)
             if verdict is not None:
                 return verdict
         return passed(f"right for all {len(tests)} tests")
 
-    def _judge(self, start: Callable[[str, float, int], Run], test: StdioTest, seconds: float) -> Score | None:
+    def _judge(self, run: Run, test: StdioTest) -> Score | None:
         """Why a test fails; None when it does not."""
-        limit = self._spec.time_limit_seconds
-        if seconds <= 0:
-            return Score(VerdictStatus.TIMEOUT, 0.0, f"the code ran for more than {limit:g} s")
-        run = start(test.input, seconds, self._spec.memory_megabytes << 20)
-        fault = fault_of(run, limit)
+        fault = fault_of(run, self._spec.time_limit_seconds)
         if fault is not None:
             return fault
         if run.code != 0:

@@ -37,6 +37,7 @@ from rlvr_verifier.integrity.probe import EXPLOIT, RIGHT, Probe
 from rlvr_verifier.integrity.probes import probes_for
 from rlvr_verifier.integrity.replay import Example, replay
 from rlvr_verifier.integrity.source_scan import scan_sources
+from rlvr_verifier.processor_time import WALL_FACTOR
 from rlvr_verifier.service import VerifierService
 
 BATCH_ITEMS = 64
@@ -230,7 +231,7 @@ class Certification:
         return _check("verdicts do not depend on order, nor on attempts to change the scorer", list(by_task.values()))
 
     async def _denial_of_service(self, trials: Sequence[Trial]) -> tuple[float, Check]:
-        limit = (self._battery.limit_seconds or self._job.spec.verifiers.item_timeout_seconds) + SLACK_SECONDS
+        limit = WALL_FACTOR * (self._battery.limit_seconds or self._job.spec.verifiers.item_timeout_seconds) + SLACK_SECONDS
         slowest, failures = 0.0, []
         for number, name in enumerate(self._battery.hanging):
             trial = trials[number % len(trials)]

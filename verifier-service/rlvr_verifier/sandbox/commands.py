@@ -128,19 +128,16 @@ class Supervisor:
             return [self._listener]
         return [] if self._asked is None else [self._asked.fileno()]
 
-    def serve(self, ready: Sequence[int]) -> bool:
-        """Whether what is readable was for this one."""
+    def serve(self, ready: Sequence[int]) -> None:
+        """Answer what is readable, if it is for this one."""
         if self._listener >= 0 and self._listener in ready:
             seccomp.answer(self._listener, self._left > 0)
             self._left -= 1
-            return True
-        if self._asked is not None and self._asked.fileno() in ready:
+        elif self._asked is not None and self._asked.fileno() in ready:
             _, descriptors, _, _ = socket.recv_fds(self._asked, 1, 1, socket.MSG_CMSG_CLOEXEC)
             self._listener = descriptors[0] if descriptors else -1
             self._asked.close()
             self._asked = None
-            return True
-        return False
 
     def close(self) -> None:
         """After the item's end."""

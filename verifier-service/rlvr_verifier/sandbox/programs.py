@@ -8,7 +8,6 @@ doing, like everything that it makes of the candidate's source.
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ from rlvr_verifier.sandbox.pool import Sandbox
 from rlvr_verifier.sandbox.slot import Command, Ending, Item, Run
 
 COMPILE_SECONDS = 30.0
-"""Of all steps together; C++ with all of its library takes one or two on a free core."""
+"""Processor time of all steps together; C++ with all of its library takes one or two on a free core."""
 COMPILE_BYTES = 1 << 30
 """Address space of a step."""
 _MFD_EXEC = 0x10
@@ -33,13 +32,14 @@ class Program:
     def __init__(self, sandbox: Sandbox, language: str, descriptor: int) -> None:
         self._sandbox, self._command = sandbox, Command(language, "run", sandbox.languages[language].threads, (descriptor,))
 
-    def run(self, stdin: str, seconds: float, memory_bytes: int) -> Run:
-        """Run it on one input.
+    def run(self, stdin: str, seconds: float, wall_seconds: float, memory_bytes: int) -> Run:
+        """Run it on one input; `seconds` are of processor time.
 
         Raises:
             ItemLostError, SandboxError: as `Sandbox.run` does.
         """
-        return self._sandbox.run(Item("", stdin=stdin, seconds=seconds, memory_bytes=memory_bytes, command=self._command))
+        item = Item("", stdin=stdin, seconds=seconds, wall_seconds=wall_seconds, memory_bytes=memory_bytes, command=self._command)
+        return self._sandbox.run(item)
 
 
 @contextmanager
@@ -53,11 +53,11 @@ def compiled(sandbox: Sandbox, language: str, source: str) -> Iterator[Program]:
     offered = sandbox.languages[language]
     current = _file(source.encode())
     try:
-        deadline = time.monotonic() + COMPILE_SECONDS
+        left = COMPILE_SECONDS
         for step in range(offered.steps):
             made = _file()
             try:
-                _make(sandbox, Command(language, step, offered.threads, (current, made)), deadline)
+                left -= _make(sandbox, Command(language, step, offered.threads, (current, made)), left)
             except BaseException:
                 os.close(made)
                 raise
@@ -69,8 +69,8 @@ def compiled(sandbox: Sandbox, language: str, source: str) -> Iterator[Program]:
         os.close(current)
 
 
-def _make(sandbox: Sandbox, command: Command, deadline: float) -> None:
-    seconds = deadline - time.monotonic()
+def _make(sandbox: Sandbox, command: Command, seconds: float) -> float:
+    """Run a step; returns the processor time that it took."""
     done = sandbox.run(Item("", seconds=max(0.1, seconds), memory_bytes=COMPILE_BYTES, command=command))
     if done.ending is Ending.TIMEOUT:
         raise CompileError(f"compiling it took more than {COMPILE_SECONDS:g} s")
@@ -78,6 +78,7 @@ def _make(sandbox: Sandbox, command: Command, deadline: float) -> None:
         raise CompileError(f"it does not compile: {'exit code' if done.code >= 0 else 'signal'} {abs(done.code)}")
     # Also what the step itself has read to its end.
     os.lseek(command.files[1], 0, os.SEEK_SET)
+    return done.cpu_seconds
 
 
 def _file(data: bytes = b"") -> int:

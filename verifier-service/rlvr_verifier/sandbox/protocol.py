@@ -4,7 +4,7 @@
     zygote -> service: length, JSON {abi, pid, languages, missing} when it is warm
     service -> zygote: b"i" with a file and the write end of a pipe, limits;  b"k" to kill
     file -> item:      JSON {source, entry, inputs} or {source, stdin} or {language, step, stdin}
-    zygote -> service: length, JSON {code, cpu, killed} when the item has ended
+    zygote -> service: length, JSON {code, cpu, killed, spent} when the item has ended
     item -> pipe:      "v INDEX CANONICAL" or "e INDEX TYPE" for each input in order, then "end", then the end of the file
 
 An item may write anything into its pipe. It is read to its end; a line that is missing, repeated or out of order, and a byte after the end
@@ -15,7 +15,7 @@ import re
 import struct
 
 LENGTH = struct.Struct("I")
-LIMITS = struct.Struct("QII")
+LIMITS = struct.Struct("QdI")
 """Bytes of address space, seconds of processor time, threads that it may start."""
 MAX_DESCRIPTORS = 4
 """Of an item: its file, its pipe, and for a command what it reads, and what it makes."""

@@ -2,11 +2,11 @@
 
     start:  import what solutions import -> run one benign item (unwarmed, an item costs twice as much) -> enter a Landlock domain -> ready
     item:   take two descriptors -> fork -> child: read its file, limits, own scope, seccomp -> decode, run, write lines to its pipe -> exit
-            meanwhile wait for the child's end, or for the order to kill it -> say how it ended
+            meanwhile wait for the child's end, the end of its processor time, or the order to kill it -> say how it ended
 
-The other end measures time, reads the pipe to its end and decides; this side has no answers to give away. An item's code and inputs are
-read in the fork alone: what the zygote had read, a later item would find in its own memory. One byte `k` kills the item, the end of the
-control socket ends the zygote.
+The other end measures wall time, reads the pipe to its end and decides; this side has no answers to give away. An item's code and inputs
+are read in the fork alone: what the zygote had read, a later item would find in its own memory. One byte `k` kills the item, the end of
+the control socket ends the zygote.
 """
 
 import ctypes
@@ -26,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
 
+from rlvr_verifier.processor_time import processor_seconds  # noqa: E402
 from rlvr_verifier.sandbox import canonical, landlock, seccomp, toolchains  # noqa: E402
 from rlvr_verifier.sandbox.commands import ATTACK, RUN, CommandJail, Limits, Supervisor, find_toolchains, open_input, set_limits, write_all  # noqa: E402
 from rlvr_verifier.sandbox.protocol import END, ERROR, LENGTH, LIMITS, MAX_DESCRIPTORS, VALUE  # noqa: E402
@@ -126,39 +127,45 @@ def _readable() -> list[str]:
 
 
 def _serve(control: socket.socket, jail: _Jail, limits: bytes, descriptors: Sequence[int]) -> None:
-    """One item: fork, wait for its end or for the order to kill it, let it start the threads that it may, and say how it ended."""
-    memory_bytes, cpu_seconds, threads = LIMITS.unpack_from(limits)
+    """One item: fork, wait for its end or a reason to kill it, let it start the threads that it may, and say how it ended."""
+    memory_bytes, seconds, threads = LIMITS.unpack_from(limits)
     zygote = os.getpid()
     asked, asking = socket.socketpair() if threads else (None, None)
     child = os.fork()
     if child == 0:
         if asked is not None:
             asked.close()
-        _be_item(jail, zygote, descriptors, memory_bytes, cpu_seconds, asking)
+        _be_item(jail, zygote, descriptors, memory_bytes, int(seconds) + 1, asking)
     for descriptor in descriptors:
         os.close(descriptor)
     if asking is not None:
         asking.close()
     supervisor = Supervisor(asked, threads)
-    ended, killed = os.pidfd_open(child), False
+    ended, killed, spent, cores = os.pidfd_open(child), False, False, min(threads + 1, os.cpu_count() or 1)
     try:
         while True:
-            ready, _, _ = select.select([ended, *supervisor.waiting, *([] if killed else [CONTROL])], [], [])
+            # Until it has ended its clock can be read, and does not run faster than all cores together.
+            left = seconds - processor_seconds(child)
+            if left <= 0 and not spent:
+                spent = True
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+            wait = None if spent else max(left / cores, 0.001)
+            ready, _, _ = select.select([ended, *supervisor.waiting, *([] if killed else [CONTROL])], [], [], wait)
             if ended in ready:
                 break
-            if supervisor.serve(ready) or CONTROL not in ready:
-                continue
-            order = control.recv(1)
-            signal.pidfd_send_signal(ended, signal.SIGKILL)
-            if not order:
-                raise SystemExit(0)
-            killed = True
+            supervisor.serve(ready)
+            if CONTROL in ready:
+                order = control.recv(1)
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+                if not order:
+                    raise SystemExit(0)
+                killed = True
     finally:
         os.close(ended)
         supervisor.close()
     _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    _send(control, {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "killed": killed})
+    _send(control, {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "killed": killed, "spent": spent})
 
 
 def _be_item(
