@@ -34,6 +34,25 @@ class Arithmetic(ApiModel):
         return self
 
 
+class Calculator(ApiModel):
+    """Arithmetic in turns: the problems and levels of `arithmetic`, and a calculator that works out one operation a turn. A turn that ends
+    with an equals sign, `12 + 34 =`, asks it, and is told `12 + 34 = 46`; the last integer of any other turn is the answer."""
+
+    operations: Annotated[tuple[Literal["+", "-", "*"], ...], Field(min_length=1, max_length=3)] = ("+",)
+    """Operations of the problems, each at most once; the calculator knows all three."""
+    max_turns: Annotated[int, Field(ge=2, le=64)] = 3
+    """Most turns of an episode. One that has no answer then is `invalid`."""
+    instruction: Annotated[str, Field(min_length=1, max_length=500)] = (
+        "What is {problem}? Write {problem} = to ask the calculator, or reply with only the number."
+    )
+    """The user's message; `{problem}` is replaced by for example `3 + 4`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        Arithmetic(operations=self.operations, instruction=self.instruction)
+        return self
+
+
 class ReasoningGym(ApiModel):
     """A task of the reasoning-gym library whose scorer is known to be safe; the verifier service lists them. Its levels are those of the
     library's curriculum."""
@@ -288,6 +307,7 @@ class Mixing(ApiModel):
 
 ENVIRONMENT_KINDS = (
     "arithmetic",
+    "calculator",
     "reasoning_gym",
     "math",
     "python_functions",
@@ -305,6 +325,8 @@ AUDITED_KINDS = ("arithmetic", "math", "judge")
 """Kinds that have a final answer which a second verifier can compare."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
+INTERACTIVE_KINDS = ("calculator",)
+"""Kinds whose episodes have several turns."""
 
 
 class EnvironmentSpec(ApiModel):
@@ -318,6 +340,8 @@ class EnvironmentSpec(ApiModel):
     """Curriculum; a dataset has level 0 alone."""
     arithmetic: Arithmetic | None = None
     """Arithmetic made on the spot."""
+    calculator: Calculator | None = None
+    """Arithmetic in turns, with a calculator."""
     reasoning_gym: ReasoningGym | None = None
     """A procedural puzzle."""
     math: Math | None = None

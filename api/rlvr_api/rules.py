@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import ALGORITHM_KINDS, CORRECTION_KINDS
-from rlvr_api.environments import AUDIT_KINDS, AUDITED_KINDS, DATASET_KINDS, ENVIRONMENT_KINDS, SANDBOXED_KINDS
+from rlvr_api.environments import AUDIT_KINDS, AUDITED_KINDS, DATASET_KINDS, ENVIRONMENT_KINDS, INTERACTIVE_KINDS, SANDBOXED_KINDS
 from rlvr_api.integrity import CLIPPED_SHARE
 from rlvr_api.names import MAX_JOB_NAME
-from rlvr_api.stages import EXTERNAL_KINDS, STAGE_KINDS
+from rlvr_api.stages import EXTERNAL_KINDS, ONE_TURN_KINDS, STAGE_KINDS
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "AuditVerifier": (one_of(AUDIT_KINDS),),
     "Levels": (Rule("self.maximum >= self.start", "maximum is below start; write the same number for one level only"),),
     "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
+    "Calculator": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
     "Mixing": (Rule("self.floor <= self.cap", "floor is above cap: lower it"),),
     "Rlvr": (
         Rule("!self.ordered || self.zeroVariance == 'skip'", "ordered allows no discards, so zeroVariance must be skip, not resample"),
@@ -241,6 +242,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "&& self.mixing.cap * double(self.environments.size()) >= 1.0)",
             "mixing.floor and cap cannot hold for so many environments: lower the floor or raise the cap",
         ),
+        Rule(
+            f"!self.environments.exists(e, {_any_of('e', INTERACTIVE_KINDS)}) || !self.stages.exists(s, {_any_of('s', ONE_TURN_KINDS)})",
+            f"{', '.join(map(to_camel, ONE_TURN_KINDS))} learn from completions of one turn, and an environment has several: train on "
+            "it with rlvr, in a job of its own",
+        ),
         *map(fixed, (*FIXED, *FIXED_OPTIONAL)),
     ),
     "RLVRJob": (
@@ -262,5 +268,5 @@ LIST_KEYS = {
 }
 """Lists whose items have a key: the API server refuses duplicates, and appliers own single items."""
 
-SET_LISTS = frozenset({"Arithmetic.operations", "Evaluate.k"})
+SET_LISTS = frozenset({"Arithmetic.operations", "Calculator.operations", "Evaluate.k"})
 """Lists of different values."""

@@ -12,14 +12,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.environments import SANDBOXED_KINDS, EnvironmentSpec, Mixing
+from rlvr_api.environments import INTERACTIVE_KINDS, SANDBOXED_KINDS, EnvironmentSpec, Mixing
 from rlvr_api.integrity import Integrity, check_integrity
 from rlvr_api.model import ApiModel, Name, PositiveSeconds, Uri
 from rlvr_api.observability import Observability
 from rlvr_api.off_policy import OffPolicy, check_off_policy
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, Resources, SecretReference, refuse_reserved
 from rlvr_api.provenance import Provenance
-from rlvr_api.stages import Stage
+from rlvr_api.stages import Stage, check_turns
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -82,7 +82,7 @@ class Sampling(ApiModel):
     temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
     """Temperature of sampler and trainer alike."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    """Longest completion, in tokens."""
+    """Longest completion, in tokens; in an environment of several turns, longest turn."""
 
 
 class Evaluation(ApiModel):
@@ -349,6 +349,7 @@ class RLVRJobSpec(ApiModel):
                     f"{self.sampling.temperature} changes one of them: write 1"
                 )
         check_off_policy(self.off_policy, self.stages, self.sampling.max_tokens)
+        check_turns(self.stages, [environment.name for environment in self.environments if environment.kind in INTERACTIVE_KINDS])
         check_integrity(self.integrity, self.environments, self.stages)
         return self
 

@@ -1,8 +1,10 @@
 """Stages of a job, in order, each of exactly one kind."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from rlvr_api.algorithms import Algorithm, Grpo, ReferenceKl
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri, one_member
@@ -267,6 +269,8 @@ class Promotion(ApiModel):
 
 
 STAGE_KINDS = ("sft", "distill", "on_policy_distillation", "rejection_sampling", "rlvr", "evaluate")
+ONE_TURN_KINDS = ("distill", "on_policy_distillation", "rejection_sampling")
+"""Kinds that learn from completions as a whole: an environment may write no part of them."""
 EXTERNAL_KINDS = ("sft", "distill", "on_policy_distillation")
 """Those that learn from words, or from a judgement of words, that are not the model's own."""
 
@@ -322,3 +326,20 @@ class Stage(ApiModel):
         """Whom it asks."""
         asking = self.distill or self.on_policy_distillation
         return asking.teacher if asking is not None else None
+
+
+def check_turns(stages: Sequence[Stage], interactive: Sequence[str]) -> None:
+    """Refuses stages that learn from completions as a whole in a job with environments of several turns.
+
+    Args:
+        interactive: names of these environments.
+
+    Raises:
+        ValueError: a stage would learn what an environment wrote.
+    """
+    for index, stage in enumerate(stages):
+        if interactive and stage.kind in ONE_TURN_KINDS:
+            raise ValueError(
+                f"stages[{index}].{to_camel(stage.kind)} learns from completions of one turn, and the episodes of {', '.join(interactive)} "
+                "have several: train on them with rlvr, in a job of their own"
+            )

@@ -4,10 +4,13 @@ A gold answer is in none of them: a task travels as a prompt and an opaque key t
 A verdict has five statuses. `infra_error` means "not judged": it has no score, is retried, and in the end masked, never a zero.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from rlvr_api.environments import SandboxLevel
 from rlvr_api.model import ApiModel, Fraction, Name
@@ -18,6 +21,9 @@ MAX_COMPLETION_BYTES = 65_536
 """UTF-8 bytes of a completion that a verifier looks at; a longer one is `invalid`, unread."""
 MAX_COMPLETION_CHARACTERS = 2_000_000
 """Characters that a request may carry at all; beyond it the whole request is malformed (422)."""
+
+MAX_TURNS = 64
+"""Turns of an episode: each step plays all before it again."""
 
 Split = Literal["train", "heldOut"]
 
@@ -74,6 +80,8 @@ class Task(ApiModel):
     """The prompt."""
     task_key: Annotated[str, Field(max_length=16_384)]
     """Sealed: holds or finds the gold answer, opaque outside the verifier service."""
+    max_turns: Annotated[int, Field(ge=1, le=MAX_TURNS)] = 1
+    """Most turns of the model. Above 1 the environment is interactive: turns go to `/v1/step`, and the `Transcript` is the completion."""
 
 
 class SampleRequest(ApiModel):
@@ -87,6 +95,70 @@ class SampleResponse(ApiModel):
     """Tasks in the order of the request."""
 
     tasks: tuple[Task, ...]
+    """One for each item."""
+
+
+class Transcript(ApiModel):
+    """An episode of several turns: with the task, all that is needed to play it again. Its JSON is the completion that is scored."""
+
+    actions: Annotated[tuple[Annotated[str, Field(max_length=MAX_COMPLETION_BYTES)], ...], Field(min_length=1, max_length=MAX_TURNS)]
+    """What the model said, turn by turn, without special tokens."""
+    observed: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """`digest_observations` of what the model was told between them. Empty: not compared."""
+
+    @property
+    def completion(self) -> str:
+        """As it is scored and stored."""
+        return self.model_dump_json()
+
+    @classmethod
+    def of(cls, completion: str) -> "Transcript":
+        """The transcript of a completion. One that is none is the only action of its episode: a JSON text counts as a transcript if it
+        has this form, whole. Give completions of at most `MAX_COMPLETION_BYTES`."""
+        try:
+            return cls.model_validate_json(completion)
+        except ValidationError:
+            return cls(actions=(completion,))
+
+
+def digest_observations(observations: Sequence[str]) -> str:
+    """SHA-256 of observations in their order."""
+    return hashlib.sha256(json.dumps(list(observations)).encode()).hexdigest()
+
+
+class StepItem(ApiModel):
+    """One turn of one episode."""
+
+    environment: Name
+    """Name of the environment in the job."""
+    task_key: Annotated[str, Field(max_length=16_384)]
+    """From the task."""
+    transcript: Transcript
+    """All turns so far, the newest last. The service keeps nothing: it plays them from the task, and compares what was observed."""
+
+
+class StepRequest(ApiModel):
+    """POST /v1/step. A request that comes again gets the same answer from any replica."""
+
+    items: Annotated[tuple[StepItem, ...], Field(min_length=1, max_length=MAX_BATCH_ITEMS)]
+    """Turns of different episodes."""
+
+
+class StepResult(ApiModel):
+    """What follows the newest turn: an observation, the end, or neither where it could not be played."""
+
+    observation: Annotated[str, Field(max_length=MAX_COMPLETION_CHARACTERS)] | None = None
+    """What the model is told; unset where the episode has ended."""
+    done: bool
+    """The episode has ended: score its transcript."""
+    fault: Annotated[str, Field(max_length=500)] = ""
+    """Why it could not be played. A failure of infrastructure: the episode is masked, and never a reward."""
+
+
+class StepResponse(ApiModel):
+    """Results in the order of the request."""
+
+    results: tuple[StepResult, ...]
     """One for each item."""
 
 

@@ -80,6 +80,7 @@ REFUSED = {
         "endpoint",
     ),
     "an instruction without the problem": ("spec.environments.0.arithmetic", {"instruction": "Say a number."}, "{problem}"),
+    "a calculator without the problem": ("spec.environments", [{"name": "desk", "calculator": {"instruction": "?"}}], "{problem}"),
     "an operation twice": ("spec.environments.0.arithmetic", {"operations": ["+", "+"]}, "twice"),
     "a group of one": ("spec.stages.0.rlvr.groupSize", 1, "at least 2"),
     "ordered and resampled": (

@@ -137,8 +137,8 @@ def test_other_versions_and_other_files_are_refused():
         pq.write_table(changed, sink)
         return sink.getvalue()
 
-    with pytest.raises(CorruptObjectError, match="schema version 3, and this code reads 1 and 2"):
-        decode(written(table.replace_schema_metadata({VERSION_KEY: b"3"})))
+    with pytest.raises(CorruptObjectError, match="schema version 4, and this code reads 1, 2, 3"):
+        decode(written(table.replace_schema_metadata({VERSION_KEY: b"4"})))
     with pytest.raises(CorruptObjectError, match="version none"):
         decode(written(table.replace_schema_metadata({})))
     with pytest.raises(CorruptObjectError, match="columns are others"):
@@ -147,10 +147,11 @@ def test_other_versions_and_other_files_are_refused():
         decode(b"not Parquet at all")
 
 
-def test_files_from_before_audits_are_read():
+@pytest.mark.parametrize(("version", "missing"), [(b"1", ["audit", "observations"]), (b"2", ["observations"])])
+def test_files_from_before_audits_and_turns_are_read(version, missing):
     table = pq.read_table(io.BytesIO(encode([simple_group(1)])))
     sink = io.BytesIO()
-    pq.write_table(table.drop_columns(["audit"]).replace_schema_metadata({VERSION_KEY: b"1"}), sink)
+    pq.write_table(table.drop_columns(missing).replace_schema_metadata({VERSION_KEY: version}), sink)
     assert decode(sink.getvalue()) == [simple_group(1)]
 
 

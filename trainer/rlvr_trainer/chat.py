@@ -11,6 +11,9 @@ from typing import Any
 
 from rlvr_api.wire import Message
 
+_MARKER = "7"
+"""Words of which no template makes something else."""
+
 
 class PromptTooLongError(ValueError):
     """A prompt that leaves no room for a completion."""
@@ -80,6 +83,33 @@ class ChatFormat:
         rendered = self._tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=False)
         return tuple(rendered), tuple(ids[: end + 1])
 
+    def continuation(self, observation: str, last_token_id: int) -> tuple[int, ...]:
+        """Token ids between the assistant's turn and its next one: the observation as a message of the user.
+
+        They are the difference that the message makes to a rendered chat, so what was sampled before is never tokenized again. The token
+        that ends the assistant's turn is among them only where the model has not sampled it.
+
+        Args:
+            last_token_id: of the turn.
+
+        Raises:
+            ValueError: the template writes what was said before otherwise once there is more.
+        """
+        chat = [{"role": "user", "content": _MARKER}, {"role": "assistant", "content": _MARKER}]
+        before = self._tokenizer.apply_chat_template(chat, tokenize=False)
+        place = before.rindex(_MARKER) + len(_MARKER)
+        chat.append({"role": "user", "content": observation})
+        whole = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        if whole[:place] != before[:place]:
+            raise ValueError("the chat template rewrites earlier turns, so turns cannot be added: set spec.model.chatTemplate to another")
+        ids: list[int] = self._tokenizer.encode(whole[place:], add_special_tokens=False)
+        ended = last_token_id in self.end_token_ids and bool(ids) and ids[0] in self.end_token_ids
+        return tuple(ids[1:] if ended else ids)
+
+    def fits(self, tokens: int) -> bool:
+        """Whether so many tokens leave room for a turn of `sampling.maxTokens`."""
+        return tokens <= self._max_prompt_tokens
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion without special tokens; bytes that are not UTF-8 are U+FFFD."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
@@ -99,9 +129,8 @@ class ChatFormat:
 
     def _turn_end(self) -> set[int]:
         """The first special token after the assistant's words, as the template writes them."""
-        marker = "7"
-        chat = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
+        chat = [{"role": "user", "content": _MARKER}, {"role": "assistant", "content": _MARKER}]
         rendered = self._tokenizer.apply_chat_template(chat, tokenize=False)
-        after = rendered[rendered.rindex(marker) + len(marker) :]
+        after = rendered[rendered.rindex(_MARKER) + len(_MARKER) :]
         ids = self._tokenizer.encode(after, add_special_tokens=False)
         return set(ids[:1]) & set(self._tokenizer.all_special_ids)

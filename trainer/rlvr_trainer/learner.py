@@ -205,7 +205,7 @@ class Learner(Resumable):
                 [
                     Outcome(
                         learning_reward(rollout.verdict, audit),
-                        len(rollout.token_ids),
+                        rollout.longest_turn_tokens,
                         next(taken, 0.0) if rollout.reward is not None else 0.0,
                         known_noise(rollout.verdict),
                     )
@@ -295,7 +295,9 @@ def _tree(index: int, group: RolloutGroup, advantages: Sequence[float | None], a
                 f"group {group.admission.index} has a log-prob of the sampler that is not finite; look at engine {group.engine}"
             )
     branches = (
-        Branch(rollout.token_ids, rollout.logprobs, advantage, tuple(_ages(rollout, age_of)) if age_of is not None else ())
+        Branch(
+            rollout.token_ids, rollout.logprobs, advantage, tuple(_ages(rollout, age_of)) if age_of is not None else (), rollout.observed
+        )
         for rollout, advantage in trained
     )
     return Tree(index, group.prompt_ids, tuple(branches))

@@ -4,6 +4,7 @@
 
 A tree is laid out as its prompt and then the completions one after the other, each at the positions that follow the prompt. The prompt's
 last token predicts the first token of every completion, and a completion's last token predicts nothing, so it is not fed to the model.
+What an environment wrote between two turns of a completion is fed as all else, and is no target.
 Logits are wanted at `logit_rows` only, each row once, although a prompt's last row serves all its completions.
 
 Several processes compute in lockstep: in a round each has one micro-batch, and waits for the slowest. So micro-batches of a round are about
@@ -33,6 +34,14 @@ class Branch:
     advantage: float = 0.0
     ages: tuple[int, ...] = ()
     """Optimizer steps since each token's weights, as long as `token_ids`; empty: 0 for all."""
+    observed: tuple[tuple[int, int], ...] = ()
+    """Ranges `(start, end)` of tokens that an environment wrote: they are fed to the model, and nothing is learned from them."""
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """Places of the tokens that the model sampled, ascending."""
+        places = set(range(len(self.token_ids))).difference(*(range(start, end) for start, end in self.observed))
+        return tuple(sorted(places))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,8 @@ class Tree:
 
     @property
     def trained_tokens(self) -> int:
-        """Completion tokens."""
-        return sum(len(branch.token_ids) for branch in self.branches)
+        """Completion tokens that the model sampled."""
+        return sum(len(branch.token_ids) - sum(end - start for start, end in branch.observed) for branch in self.branches)
 
 
 NOTHING = Tree(-1, (0,), ())
@@ -61,7 +70,7 @@ NOTHING = Tree(-1, (0,), ())
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One micro-batch of T tokens fed, U logit rows and N completion tokens. Integers are int64."""
+    """One micro-batch of T tokens fed, U logit rows and N sampled completion tokens. Integers are int64."""
 
     token_ids: Tensor
     """[T]."""
@@ -201,19 +210,20 @@ class _Layout:
             if len(branch.sampler_logprobs) != len(branch.token_ids):
                 counts = f"{len(branch.token_ids)} tokens and {len(branch.sampler_logprobs)} log-probs"
                 raise ValueError(f"completion {number} of group {tree.index} of the batch has {counts}; each token needs its own")
+            if any(not 0 < start <= end <= len(branch.token_ids) for start, end in branch.observed):
+                raise ValueError(f"completion {number} of group {tree.index} of the batch has no room for observations {branch.observed}")
             self._add_branch(tree, number, branch, root)
 
     def _add_branch(self, tree: Tree, number: int, branch: Branch, root: int) -> None:
-        fed = branch.token_ids[:-1]
-        rows = range(len(self.logit_rows), len(self.logit_rows) + len(fed))
+        fed, sampled = branch.token_ids[:-1], branch.sampled
         if fed:
             self.runs[-1].append(Run(tree.index, number, len(tree.prompt_ids), len(fed)))
-        if branch.token_ids:
-            self.token_rows += (root, *rows)
-        self.logit_rows += range(len(self.token_ids), len(self.token_ids) + len(fed))
+        if sampled:
+            self.token_rows += (root, *range(len(self.logit_rows), len(self.logit_rows) + len(sampled) - 1))
+        self.logit_rows += (len(self.token_ids) + place - 1 for place in sampled[1:])
         self.token_ids += fed
-        self.targets += branch.token_ids
-        self.sampler_logprobs += branch.sampler_logprobs
-        self.advantages += [branch.advantage] * len(branch.token_ids)
-        self.sequences += [self.sequences[-1] + 1 if self.sequences else 0] * len(branch.token_ids)
-        self.ages += branch.ages or [0] * len(branch.token_ids)
+        self.targets += (branch.token_ids[place] for place in sampled)
+        self.sampler_logprobs += (branch.sampler_logprobs[place] for place in sampled)
+        self.advantages += [branch.advantage] * len(sampled)
+        self.sequences += [self.sequences[-1] + 1 if self.sequences else 0] * len(sampled)
+        self.ages += (branch.ages[place] if branch.ages else 0 for place in sampled)

@@ -18,7 +18,16 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from rlvr_api.wire import EnvironmentsResponse, ErrorResponse, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse
+from rlvr_api.wire import (
+    EnvironmentsResponse,
+    ErrorResponse,
+    SampleRequest,
+    SampleResponse,
+    ScoreRequest,
+    ScoreResponse,
+    StepRequest,
+    StepResponse,
+)
 from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments.base import EnvironmentSetupError, NoSuchTaskError
 from rlvr_verifier.faults import fault
@@ -79,6 +88,11 @@ def _add_work(app: FastAPI, service: VerifierService, instruments: Instruments) 
     def sample(message: SampleRequest, request: Request) -> SampleResponse:
         with _span(tracer, "verifier.sample", request):
             return SampleResponse(tasks=tuple(service.sample(item) for item in message.items))
+
+    @app.post("/v1/step")
+    async def step(message: StepRequest, request: Request) -> StepResponse:
+        with _span(tracer, "verifier.step", request):
+            return StepResponse(results=tuple(await asyncio.gather(*map(service.step, message.items))))
 
     @app.post("/v1/score")
     async def score(message: ScoreRequest, request: Request) -> ScoreResponse:

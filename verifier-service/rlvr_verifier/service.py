@@ -24,12 +24,15 @@ from rlvr_api.wire import (
     EnvironmentInfo,
     EnvironmentsResponse,
     ScoreItem,
+    StepItem,
+    StepResult,
     Task,
     TaskRequest,
     Verdict,
     VerdictStatus,
 )
 from rlvr_verifier.environments.base import Environment, NoSuchTaskError, Place, Score, UnjudgedError, invalid
+from rlvr_verifier.environments.episodes import Interactive, step, turns_of
 from rlvr_verifier.faults import fault
 from rlvr_verifier.instruments import Instruments, QueueTicket
 from rlvr_verifier.integrity.auditors import open_auditors
@@ -137,7 +140,29 @@ class VerifierService:
             problem_id=task.problem_id,
             messages=task.messages,
             task_key=self._seal.close(task.payload, request.environment, environment.version),
+            max_turns=turns_of(environment),
         )
+
+    async def step(self, item: StepItem) -> StepResult:
+        """What follows the newest turn of an episode. Whatever fails on the way is a `fault`, and no end.
+
+        Raises:
+            UnknownEnvironmentError, UnknownKeyError: there is no such task.
+            NoSuchTaskError: its environment has one turn only.
+            PoolBusyError: too many wait.
+        """
+        environment = self._find(item.environment)
+        payload = self._seal.open(item.task_key, item.environment, environment.version)
+        if not isinstance(environment, Interactive):
+            raise NoSuchTaskError(f"environment {item.environment!r} has one turn only: send the completion to /v1/score")
+        try:
+            return step(environment, payload, item.transcript)
+        except UnjudgedError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001 - the border of the environment; its words may quote an answer
+            logger.error("a step of %s failed: %s", item.environment, fault(error))
+            reason = f"the environment failed with {type(error).__name__}"
+        return StepResult(done=False, fault=reason[:500])
 
     def check(self, item: ScoreItem) -> None:
         """Raises UnknownEnvironmentError, UnknownKeyError or IdReusedError for an item that cannot be judged at all."""

@@ -1,20 +1,21 @@
 """One prompt from its task to its verdicts.
 
-    sample the task -> render it -> generate G completions -> score them -> a RolloutGroup
+    sample the task -> render it -> generate G completions -> play on where there are turns -> score them -> a RolloutGroup
 
 Training and evaluation run the same episodes. A failure of infrastructure never becomes a reward: a lost engine means that the whole
 group is generated again, and a group with too few verdicts is generated again under the same index, or given up with a reason.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlvr_api.wire import ScoreItem, Split, Task, TaskRequest
+from rlvr_api.wire import ScoreItem, Split, Task, TaskRequest, Verdict, VerdictStatus
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.engines import Completion, EngineLostError, EnginePool
+from rlvr_trainer.collector.turns import TurnSequence, TurnTaker
 from rlvr_trainer.collector.verifiers import VerifierClient
-from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup
+from rlvr_trainer.rollout import Admission, RolloutGroup
 from rlvr_trainer.telemetry import Attribute, SpanName, current_traceparent, root_span, tracer
 
 MAX_ISSUES = 5
@@ -88,19 +89,38 @@ class EpisodeRunner:
             raise SkippedError(reason, task.problem_id)
         prompt_ids = self.chat.render(task.messages)
         for issue in range(MAX_ISSUES):
-            completion = await self._generate(prompt_ids, episode, issue)
-            group = await self._score(request, task, prompt_ids, completion, episode, issue, traceparent)
+            group = await self._issue(request, task, prompt_ids, episode, issue, traceparent)
             if sum(reward is not None for reward in group.rewards) >= max(2, episode.samples / 2):
                 return group
         raise UnjudgedError(f"{episode.id}: fewer than half of {episode.samples} completions were judged, in {MAX_ISSUES} tries")
 
-    async def _generate(self, prompt_ids: tuple[int, ...], episode: Episode, issue: int) -> Completion:
+    async def _issue(
+        self, request: TaskRequest, task: Task, prompt_ids: tuple[int, ...], episode: Episode, issue: int, traceparent: str
+    ) -> RolloutGroup:
+        started, seed = time.monotonic(), (episode.seed + issue) % 2**31
+        completion = await self._generate(prompt_ids, episode.samples, seed)
+        taker = TurnTaker(self.chat, lambda item: self.verifiers.step(item, request), self._generate)
+        played = await taker.play(task, prompt_ids, completion.samples, seed)
+        generated = time.monotonic()
+        verdicts = await self._score(request, task, played, episode, issue)
+        return RolloutGroup(
+            admission=episode.admission,
+            problem_id=task.problem_id,
+            prompt_ids=prompt_ids,
+            prompt=task.messages[-1].content,
+            rollouts=tuple(sequence.rollout(verdict) for sequence, verdict in zip(played, verdicts, strict=True)),
+            engine=completion.engine,
+            traceparent=traceparent,
+            generate_seconds=completion.seconds if task.max_turns == 1 else generated - started,
+            score_seconds=time.monotonic() - generated,
+        )
+
+    async def _generate(self, prompt_ids: tuple[int, ...], samples: int, seed: int) -> Completion:
         lost = 0
         while True:
             with tracer().start_as_current_span(SpanName.GENERATE) as span:
                 try:
-                    seed = (episode.seed + issue) % 2**31
-                    completion = await self.engines.generate(prompt_ids, episode.samples, seed, self.timeout_seconds)
+                    completion = await self.engines.generate(prompt_ids, samples, seed, self.timeout_seconds)
                 except EngineLostError as error:
                     span.record_exception(error)
                     lost += 1
@@ -112,38 +132,38 @@ class EpisodeRunner:
                 return completion
 
     async def _score(
-        self, request: TaskRequest, task: Task, prompt_ids: tuple[int, ...], completion: Completion,
-        episode: Episode, issue: int, traceparent: str,
-    ) -> RolloutGroup:  # fmt: skip
-        texts = [self.chat.decode(sample.token_ids) for sample in completion.samples]
+        self, request: TaskRequest, task: Task, played: Sequence[TurnSequence], episode: Episode, issue: int
+    ) -> tuple[Verdict, ...]:
+        names = [f"{episode.id}/{issue}/{number}" for number in range(len(played))]
         items = [
             ScoreItem(
-                id=f"{episode.id}/{issue}/{number}",
+                id=name,
                 environment=task.environment,
                 task_key=task.task_key,
-                completion=text,
-                truncated=sample.finish_reason == "length",
+                completion=sequence.text,
+                truncated=sequence.finish_reason == "length",
                 audited=episode.audited or episode.split == "heldOut",
             )
-            for number, (sample, text) in enumerate(zip(completion.samples, texts, strict=True))
+            for name, sequence in zip(names, played, strict=True)
+            if not sequence.fault
         ]
         with tracer().start_as_current_span(SpanName.SCORE) as span:
-            started = time.monotonic()
-            verdicts = await self.verifiers.score(items, request)
-            seconds = time.monotonic() - started
-            span.set_attribute(Attribute.PASSED, sum((verdict.score or 0) > 0 for verdict in verdicts))
-        rollouts = tuple(
-            Rollout(sample.token_ids, sample.logprobs, sample.spans, sample.finish_reason, text, verdict)
-            for sample, text, verdict in zip(completion.samples, texts, verdicts, strict=True)
+            found = await self.verifiers.score(items, request) if items else ()
+            span.set_attribute(Attribute.PASSED, sum((verdict.score or 0) > 0 for verdict in found))
+        verdicts = {verdict.id: verdict for verdict in found}
+        return tuple(
+            verdicts[name] if name in verdicts else _unjudged(name, task, sequence.fault)
+            for name, sequence in zip(names, played, strict=True)
         )
-        return RolloutGroup(
-            admission=episode.admission,
-            problem_id=task.problem_id,
-            prompt_ids=prompt_ids,
-            prompt=task.messages[-1].content,
-            rollouts=rollouts,
-            engine=completion.engine,
-            traceparent=traceparent,
-            generate_seconds=completion.seconds,
-            score_seconds=seconds,
-        )
+
+
+def _unjudged(name: str, task: Task, fault: str) -> Verdict:
+    """The verdict on an episode that its environment did not play to the end: it is masked."""
+    return Verdict(
+        id=name,
+        status=VerdictStatus.INFRA_ERROR,
+        score=None,
+        verifier=task.environment,
+        verifier_version=task.environment_version,
+        reason=fault[:500],
+    )

@@ -19,6 +19,10 @@ from rlvr_api.wire import (
     ScoreItem,
     ScoreRequest,
     ScoreResponse,
+    StepItem,
+    StepRequest,
+    StepResponse,
+    StepResult,
     Task,
     TaskRequest,
     Verdict,
@@ -89,6 +93,26 @@ class VerifierClient:
             response = await post_model(self._client, f"{self._url}/v1/sample", message, SampleResponse, self._timeout_seconds)
             tasks += response.tasks
         return tuple(tasks)
+
+    async def step(self, item: StepItem, renew: TaskRequest) -> StepResult:
+        """What follows a turn. One that could not be played is sent again; after the last time its `fault` is final.
+
+        Args:
+            renew: as in `score`.
+        """
+        for number in range(SCORE_ATTEMPTS):
+            message = StepRequest(items=(item,))
+            try:
+                response = await post_model(self._client, f"{self._url}/v1/step", message, StepResponse, self._timeout_seconds)
+            except RequestRefusedError as error:
+                if error.status != 409 or number == SCORE_ATTEMPTS - 1:
+                    raise
+                task = await self.sample(renew)
+                item = item.model_copy(update={"task_key": task.task_key})
+                continue
+            if not response.results[0].fault:
+                break
+        return response.results[0]
 
     async def score(self, items: Sequence[ScoreItem], renew: TaskRequest) -> tuple[Verdict, ...]:
         """Verdicts in the order of `items`, which are completions of one task.

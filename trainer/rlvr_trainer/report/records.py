@@ -34,8 +34,8 @@ class RolloutView:
 
     @property
     def logprob_mean(self) -> float:
-        """Mean log-prob of its tokens under the sampler, in nats."""
-        return math.fsum(self.rollout.logprobs) / len(self.rollout.logprobs) if self.rollout.logprobs else 0.0
+        """Mean log-prob of its sampled tokens under the sampler, in nats."""
+        return math.fsum(self.rollout.logprobs) / self.rollout.sampled_tokens if self.rollout.sampled_tokens else 0.0
 
     @property
     def versions(self) -> str:

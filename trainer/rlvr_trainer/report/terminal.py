@@ -18,6 +18,7 @@ from rlvr_api.wire import VerdictStatus
 from rlvr_trainer.report.axes import number
 from rlvr_trainer.report.records import RolloutView, StepRollouts
 from rlvr_trainer.report.text import counted, shortened, visible
+from rlvr_trainer.rollout import Rollout
 
 COLOURS = {
     VerdictStatus.PASS: "green",
@@ -85,7 +86,7 @@ def _panel(view: RolloutView) -> Panel:
     facts = f"{facts}, {counted(view.staleness, 'step')} old"
     if rollout.finish_reason == "length":
         facts = f"{facts}, truncated"
-    body = Text(visible(shortened(rollout.text, SHOWN_CHARACTERS)) or "(empty)", style="" if rollout.text else "italic")
+    body = _words(rollout)
     body.append(f"\n{visible(verdict.reason) or 'no reason given'}", style=colour)
     if verdict.audit is not None:
         agrees = (verdict.audit.score > 0) is (verdict.status is VerdictStatus.PASS)
@@ -93,6 +94,18 @@ def _panel(view: RolloutView) -> Panel:
         body.append(f"\n{visible(words)}", style="green" if agrees else "bold red")
     body.append(f"\n{facts}, {visible(verdict.verifier)} {visible(verdict.verifier_version)}", style="bright_black")
     return Panel(body, title=Text(f"{verdict.status}{score}  sample {view.sample}", style=colour), title_align="left", border_style=colour)
+
+
+def _words(rollout: Rollout) -> Text:
+    """What the model said; of several turns, with what it was told between them."""
+    body = Text()
+    for said, told in rollout.turns:
+        if body:
+            body.append("\n")
+        body.append(visible(shortened(said, SHOWN_CHARACTERS)) or "(empty)", style="" if said else "italic")
+        if told is not None:
+            body.append(f"\n> {visible(shortened(told, SHOWN_CHARACTERS))}", style="cyan")
+    return body
 
 
 def _record(view: RolloutView) -> dict[str, JsonValue]:
@@ -107,6 +120,7 @@ def _record(view: RolloutView) -> dict[str, JsonValue]:
         "problem_id": view.group.problem_id,
         "prompt": view.group.prompt,
         "completion": rollout.text,
+        "turns": [{"said": said, "told": told} for said, told in rollout.turns],
         "status": verdict.status.value,
         "score": verdict.score,
         "reason": verdict.reason,

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlvr_api.wire import AuditVerdict, Verdict, VerdictStatus
-from rlvr_trainer.rollout import Admission, Rollout, RolloutGroup, VersionSpan
+from rlvr_trainer.rollout import Admission, Observation, Rollout, RolloutGroup, VersionSpan
 from rlvr_trainer.storage.client import ObjectStore
 from rlvr_trainer.storage.documents import StoredBlob
 from rlvr_trainer.storage.errors import CorruptObjectError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"rlvr.rollouts.version"
 ROW_GROUP_TOKENS = 1 << 20
 """Tokens after which a row group ends: about 12 MB in memory."""
@@ -32,6 +32,11 @@ _SPAN = pa.struct([
     pa.field("version", pa.int64(), False),
     pa.field("start", pa.int32(), False),
     pa.field("end", pa.int32(), False),
+])  # fmt: skip
+_OBSERVATION = pa.struct([
+    pa.field("start", pa.int32(), False),
+    pa.field("end", pa.int32(), False),
+    pa.field("text", pa.string(), False),
 ])  # fmt: skip
 _AUDIT = pa.struct([
     pa.field("probability", pa.float64(), False),
@@ -70,11 +75,17 @@ SCHEMA = pa.schema(
         pa.field("reason", pa.string(), False),
         pa.field("verdict_seconds", pa.float64(), False),
         pa.field("audit", _AUDIT),
+        pa.field("observations", pa.list_(pa.field("element", _OBSERVATION, False)), False),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
-SCHEMAS = {"1": pa.schema([field for field in SCHEMA if field.name != "audit"]), str(SCHEMA_VERSION): SCHEMA}
-"""What is read: version 1 had no audits."""
+SCHEMAS = {
+    "1": pa.schema([field for field in SCHEMA if field.name not in ("audit", "observations")]),
+    "2": pa.schema([field for field in SCHEMA if field.name != "observations"]),
+    str(SCHEMA_VERSION): SCHEMA,
+}
+"""What is read: version 1 had no audits, version 2 no episodes of several turns."""
+_NESTED = ("spans", "observations")
 _SPLIT = ["logprobs.list.element"]
 _DICTIONARY = [name for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True) if kind == pa.string() and name != "text"]
 
@@ -195,7 +206,7 @@ def _table(groups: Sequence[RolloutGroup]) -> pa.Table:
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
         values = [row[name] for row in rows]
         try:
-            columns.append(_list_array(values, kind) if pa.types.is_list(kind) and name != "spans" else pa.array(values, kind))
+            columns.append(_list_array(values, kind) if pa.types.is_list(kind) and name not in _NESTED else pa.array(values, kind))
         except UnicodeEncodeError as error:
             index = next(row["index"] for row in rows if not _is_unicode(row[name]))
             raise ValueError(f"{name} of group {index} is not Unicode ({error}); replace what cannot be decoded by U+FFFD") from error
@@ -250,13 +261,14 @@ def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
             "reason": verdict.reason,
             "verdict_seconds": verdict.seconds,
             "audit": None if verdict.audit is None else verdict.audit.model_dump(by_alias=False),
+            "observations": [{"start": seen.start, "end": seen.end, "text": seen.text} for seen in rollout.observations],
         }
 
 
 def _check_schema(schema: pa.Schema, place: str) -> None:
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     if version not in SCHEMAS:
-        known = " and ".join(SCHEMAS)
+        known = ", ".join(SCHEMAS)
         raise CorruptObjectError(
             f"{place} has rollout schema version {version}, and this code reads {known}; use the version that wrote it"
         )
@@ -313,4 +325,5 @@ def _rollout(row: dict[str, Any]) -> Rollout:
             seconds=row["verdict_seconds"],
             audit=AuditVerdict.model_validate(row["audit"]) if row.get("audit") is not None else None,
         ),
+        observations=tuple(Observation(seen["start"], seen["end"], seen["text"]) for seen in row.get("observations", ())),
     )

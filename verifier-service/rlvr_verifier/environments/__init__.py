@@ -8,6 +8,7 @@ from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import RLVRJob
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
+from rlvr_verifier.environments.calculator import CalculatorEnvironment
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.instructions import InstructionsEnvironment
 from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
@@ -26,6 +27,7 @@ Factory = Callable[[EnvironmentSpec, DatasetReader], Environment]
 
 ENVIRONMENTS: Mapping[str, Factory] = {
     "arithmetic": lambda spec, _: ArithmeticEnvironment(spec),
+    "calculator": lambda spec, _: CalculatorEnvironment(spec),
     "reasoning_gym": lambda spec, _: ReasoningGymEnvironment(spec),
     "math": MathEnvironment,
     "json_schema": JsonSchemaEnvironment,

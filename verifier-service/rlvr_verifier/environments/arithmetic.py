@@ -75,7 +75,7 @@ class ArithmeticEnvironment:
             left, operation, right = self._draw(seed, level)
         written = f"{left} {operation} {right}"
         text = self._spec.instruction.replace("{problem}", written)
-        answer = str(_compute(left, operation, right))
+        answer = str(compute(left, operation, right))
         payload: dict[str, JsonValue] = {"answer": answer, "problem": written, "extraction": self._spec.extraction}
         return SampledTask(_problem_id((left, operation, right)), (Message(role="user", content=text),), payload)
 
@@ -184,7 +184,8 @@ def _is_held_out(problem: Problem) -> bool:
     return int(_problem_id(problem)[:8], 16) / 2**32 < HELD_OUT_SHARE
 
 
-def _compute(left: int, operation: str, right: int) -> int:
+def compute(left: int, operation: str, right: int) -> int:
+    """The value of one operation: `+`, `-` or `*`."""
     match operation:
         case "+":
             return left + right

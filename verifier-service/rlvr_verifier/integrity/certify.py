@@ -78,6 +78,7 @@ def built_in_environments() -> Iterator[EnvironmentSpec]:
     for extraction in ("lastInteger", "exact"):
         arithmetic = {"operations": ["+", "-", "*"], "extraction": extraction}
         yield EnvironmentSpec.model_validate({"name": "arithmetic", "arithmetic": arithmetic, "levels": {"maximum": 3}})
+    yield EnvironmentSpec.model_validate({"name": "calculator", "calculator": {"operations": ["+", "-", "*"]}, "levels": {"maximum": 3}})
     for task in sorted(SAFE_TASKS - EASY_TASKS):
         yield EnvironmentSpec.model_validate({"name": task.replace("_", "-"), "reasoningGym": {"task": task}})
 

@@ -1,0 +1,36 @@
+"""A job with an environment of several turns, as a person runs it: real vLLM, verifier service, learner and store; killed once."""
+
+from rlvr_trainer.storage.layout import StageKeys
+from rlvr_trainer.storage.records import read_records
+from rlvr_trainer.storage.rollouts import read_groups
+
+CALCULATOR = {"name": "desk", "calculator": {"operations": ["+"], "instruction": "{problem}", "maxTurns": 3}}
+
+
+def with_turns(spec):
+    spec["model"]["maxModelLen"] = 160
+    spec["environments"] = [CALCULATOR]
+    spec["sampling"] = {"maxTokens": 2}
+    spec["stages"][0]["rlvr"]["promptsPerStep"] = 16
+
+
+def test_a_job_of_several_turns_trains_survives_a_kill_and_keeps_each_turn(make_run):
+    run = make_run("turns", steps=6, change=with_turns)
+    run.start()
+    run.wait_for_step(2)
+    earlier = run.records()
+    run.kill("learner")
+    run.finish()
+    run.check_exactly_once(earlier, 6)
+    with run.store() as store:
+        blobs = [blob for item in read_records(store, StageKeys(0, "climb")) for blob in item.record.rollouts]
+        rollouts = [rollout for blob in blobs for group in read_groups(store, blob) for rollout in group.rollouts]
+    several = [rollout for rollout in rollouts if rollout.observations]
+    assert several, "of all episodes none has two turns"
+    for rollout in several:
+        assert len(rollout.turns) == len(rollout.observations) + 1 <= 3
+        assert rollout.longest_turn_tokens <= 2
+        assert rollout.reward is not None
+        for start, end in rollout.observed:
+            assert set(rollout.logprobs[start:end]) == {0.0}
+        assert all(logprob < 0 for place, logprob in enumerate(rollout.logprobs) if not any(a <= place < b for a, b in rollout.observed))
