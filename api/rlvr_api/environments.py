@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
+from rlvr_api.interactive import Calculator, Gymnasium
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri, one_member
 from rlvr_api.pods import SecretReference
 
@@ -31,25 +32,6 @@ class Arithmetic(ApiModel):
             raise ValueError("instruction must contain {problem}, for example 'What is {problem}?'")
         if len(set(self.operations)) != len(self.operations):
             raise ValueError(f"operations lists one twice: {list(self.operations)}")
-        return self
-
-
-class Calculator(ApiModel):
-    """Arithmetic in turns: the problems and levels of `arithmetic`, and a calculator that works out one operation a turn. A turn that ends
-    with an equals sign, `12 + 34 =`, asks it, and is told `12 + 34 = 46`; the last integer of any other turn is the answer."""
-
-    operations: Annotated[tuple[Literal["+", "-", "*"], ...], Field(min_length=1, max_length=3)] = ("+",)
-    """Operations of the problems, each at most once; the calculator knows all three."""
-    max_turns: Annotated[int, Field(ge=2, le=64)] = 3
-    """Most turns of an episode. One that has no answer then is `invalid`."""
-    instruction: Annotated[str, Field(min_length=1, max_length=500)] = (
-        "What is {problem}? Write {problem} = to ask the calculator, or reply with only the number."
-    )
-    """The user's message; `{problem}` is replaced by for example `3 + 4`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        Arithmetic(operations=self.operations, instruction=self.instruction)
         return self
 
 
@@ -219,6 +201,9 @@ class Plugin(ApiModel):
     """Name of the entry point."""
     options: Annotated[dict[str, JsonValue], Field(max_length=64, default_factory=dict)]
     """What it is opened with. The plug-in says which there are, and refuses others."""
+    certificate: Uri | None = None
+    """Where its certificate is, as `s3://bucket/key` or `file:///path` in the verifier's image, for example among the package's files.
+    `rlvr environment certify` writes it there. Unset: it has none."""
 
 
 class Levels(ApiModel):
@@ -318,6 +303,7 @@ ENVIRONMENT_KINDS = (
     "sql",
     "judge",
     "plugin",
+    "gymnasium",
 )
 DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql", "judge")
 """Kinds whose problems are listed: they have level 0 alone."""
@@ -325,7 +311,9 @@ AUDITED_KINDS = ("arithmetic", "math", "judge")
 """Kinds that have a final answer which a second verifier can compare."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
-INTERACTIVE_KINDS = ("calculator",)
+FOREIGN_KINDS = ("plugin", "gymnasium")
+"""Kinds whose code comes from elsewhere: they say where their certificate is."""
+INTERACTIVE_KINDS = ("calculator", "gymnasium")
 """Kinds whose episodes have several turns."""
 
 
@@ -362,6 +350,8 @@ class EnvironmentSpec(ApiModel):
     """A dataset of tasks that a language model judges."""
     plugin: Plugin | None = None
     """An environment of another distribution."""
+    gymnasium: Gymnasium | None = None
+    """An environment of the Gymnasium interface."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

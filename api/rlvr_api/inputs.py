@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.environments import DATASET_KINDS, EnvironmentSpec
+from rlvr_api.environments import DATASET_KINDS, FOREIGN_KINDS, EnvironmentSpec
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.stages import Stage
 
@@ -54,13 +54,17 @@ def input_files(spec: RLVRJobSpec) -> tuple[InputFile, ...]:
 
 
 def map_inputs(spec: RLVRJobSpec, change: Callable[[str], str]) -> RLVRJobSpec:
-    """The spec with the URI of every file that `input_files` lists changed."""
+    """The spec with the URI of every file that `input_files` lists, and of certificates, changed."""
 
     def environment(one: EnvironmentSpec) -> EnvironmentSpec:
         changed = {
             kind: data.model_copy(update={"dataset": change(data.dataset)})
             for kind in DATASET_KINDS
             if (data := getattr(one, kind)) is not None
+        } | {
+            kind: foreign.model_copy(update={"certificate": change(foreign.certificate)})
+            for kind in FOREIGN_KINDS
+            if (foreign := getattr(one, kind)) is not None and foreign.certificate is not None
         }
         return one.model_copy(update=changed)
 

@@ -14,7 +14,9 @@ from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.base import EnvironmentSetupError
+from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.instruments import Instruments
+from rlvr_verifier.integrity.certificates import find_fault
 from rlvr_verifier.integrity.source_scan import scan_sources
 from rlvr_verifier.pool import WorkerLostError, WorkerPool
 from rlvr_verifier.seal import Seal
@@ -78,8 +80,16 @@ def test_what_no_environment_may_return_is_an_infra_error_without_the_plugins_wo
 def test_a_plugin_is_certified_like_others_and_one_that_evaluates_text_is_not(installed, capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(installed / "reversal_environments"))
     file = installed / "job.json"
-    file.write_text(job_with("reversal").model_dump_json(by_alias=True, exclude_none=True))
+    job = job_with("reversal")
+    written = json.loads(job.model_dump_json(by_alias=True, exclude_none=True))
+    written["spec"]["environments"][0]["plugin"]["certificate"] = "file://foreign.json"
+    file.write_text(json.dumps(written))
     assert main(["environment", "certify", str(file), "--tasks", "6"]) == 0, capsys.readouterr().out
+    # A relative place is one beside the job's file, and the certificate that is written there is found again.
+    spec = job.spec.environments[0].model_copy(
+        update={"plugin": job.spec.environments[0].plugin.model_copy(update={"certificate": f"file://{installed}/foreign.json"})}
+    )
+    assert find_fault(spec, open_environments(job, {})["foreign"], DatasetReader(job.spec.storage, {})) is None
     found = scan_sources(open_environments(job_with("careless"), {})["foreign"])
     assert [name.partition(" ")[2] for name in found] == ["eval"]
 

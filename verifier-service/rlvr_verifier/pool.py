@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection
 from pydantic import JsonValue
 
 from rlvr_api.spec import RLVRJobSpec
-from rlvr_api.wire import VerdictStatus
-from rlvr_verifier.environments.base import Score
+from rlvr_api.wire import StepResult, Transcript, VerdictStatus
+from rlvr_verifier.environments.base import Environment, Score, UnjudgedError
+from rlvr_verifier.environments.episodes import Interactive, step
 from rlvr_verifier.processor_time import WALL_FACTOR, describe_limit, processor_seconds
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class PoolBusyError(RuntimeError):
     """Too many items are waiting."""
 
 
+Message = tuple[str, dict[str, JsonValue], str, bool | None]
+"""Environment, payload, completion, and whether that is truncated; None asks for what follows an episode's newest turn."""
+
+
 class _WorkerDiedError(RuntimeError):
     """The worker's pipe closed without an answer."""
 
@@ -60,7 +65,7 @@ class _Worker:
         self.items = 0
         self.ready = False
 
-    def ask(self, message: tuple[str, dict[str, JsonValue], str, bool], seconds: float) -> Score | str:
+    def ask(self, message: Message, seconds: float) -> Score | StepResult | str:
         """Blocking: send one item and wait for its answer."""
         try:
             if not self.ready:
@@ -75,6 +80,8 @@ class _Worker:
         except (EOFError, OSError) as error:
             raise _WorkerDiedError(str(error)) from error
         # Plain JSON, never pickle: what a scorer was made to do by a completion must not reach this process.
+        if isinstance(answer, dict):
+            return StepResult.model_validate(answer)
         return answer if isinstance(answer, str) else Score(VerdictStatus(answer[0]), float(answer[1]), str(answer[2]))
 
     def _await_answer(self, seconds: float) -> None:
@@ -117,20 +124,31 @@ class WorkerPool:
         Raises:
             ScorerTimeoutError, ScorerFailedError, WorkerLostError, PoolBusyError: see there.
         """
+        found = await self._ask((environment, dict(payload), completion, truncated), begin)
+        assert isinstance(found, Score)
+        return found
+
+    async def step(self, environment: str, payload: Mapping[str, JsonValue], transcript: Transcript) -> StepResult:
+        """Play one step of an episode in a worker. Raises as `run`."""
+        found = await self._ask((environment, dict(payload), transcript.completion, None), lambda: None)
+        assert isinstance(found, StepResult)
+        return found
+
+    async def _ask(self, message: Message, begin: Callable[[], None]) -> Score | StepResult:
         if self.waiting >= QUEUED_ITEMS_PER_WORKER * self._workers:
             raise PoolBusyError(f"{self.waiting} items are waiting for {self._workers} workers; try again later")
         self.waiting += 1
         try:
             for attempt in (1, 2):
                 try:
-                    return await self._once((environment, dict(payload), completion, truncated), begin)
+                    return await self._once(message, begin)
                 except _WorkerDiedError as error:
                     logger.warning("a scorer's process died (try %d of 2): %s", attempt, error)
         finally:
             self.waiting -= 1
         raise WorkerLostError("the scorer's process died twice on this item")
 
-    async def _once(self, message: tuple[str, dict[str, JsonValue], str, bool], begin: Callable[[], None]) -> Score:
+    async def _once(self, message: Message, begin: Callable[[], None]) -> Score | StepResult:
         worker = await self._idle.get()
         begin()
         healthy = False
@@ -174,8 +192,18 @@ def _serve(pipe: Connection, job_json: str) -> None:
         except EOFError:
             return
         try:
-            score = environments[name].score(payload, completion, truncated)
-            answer = json.dumps([score.status.value, score.score, score.reason])
+            answer = _answer(environments[name], payload, completion, truncated)
+        except UnjudgedError as error:
+            answer = json.dumps(str(error))
         except Exception as error:  # noqa: BLE001 - the border of the process: the parent makes an infra_error of it
             answer = json.dumps(f"{fault(error)}, in the scorer's process")
         pipe.send_bytes(answer.encode())
+
+
+def _answer(environment: Environment, payload: dict[str, JsonValue], completion: str, truncated: bool | None) -> str:
+    if truncated is None:
+        assert isinstance(environment, Interactive)
+        result = step(environment, payload, Transcript.of(completion))
+        return json.dumps(result.model_dump(mode="json"), ensure_ascii=False)
+    score = environment.score(payload, completion, truncated)
+    return json.dumps([score.status.value, score.score, score.reason])

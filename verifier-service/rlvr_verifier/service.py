@@ -156,8 +156,14 @@ class VerifierService:
         if not isinstance(environment, Interactive):
             raise NoSuchTaskError(f"environment {item.environment!r} has one turn only: send the completion to /v1/score")
         try:
+            if environment.place is Place.WORKER:
+                return await self._pool.step(item.environment, payload, item.transcript)
             return step(environment, payload, item.transcript)
-        except UnjudgedError as error:
+        except ScorerTimeoutError:
+            return StepResult(done=True)  # the same happens when it is scored, and that is the candidate's `timeout`
+        except PoolBusyError:
+            raise
+        except (WorkerLostError, ScorerFailedError, UnjudgedError) as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001 - the border of the environment; its words may quote an answer
             logger.error("a step of %s failed: %s", item.environment, fault(error))

@@ -10,6 +10,7 @@ from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
 from rlvr_verifier.environments.calculator import CalculatorEnvironment
 from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.gymnasium_steps import GymnasiumEnvironment
 from rlvr_verifier.environments.instructions import InstructionsEnvironment
 from rlvr_verifier.environments.json_schema import JsonSchemaEnvironment
 from rlvr_verifier.environments.judge import JudgeEnvironment
@@ -36,6 +37,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "sql": SqlEnvironment,
     "judge": JudgeEnvironment,
     "plugin": PluginEnvironment,
+    "gymnasium": lambda spec, _: GymnasiumEnvironment(spec),
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from rlvr_api.wire import MAX_COMPLETION_BYTES, StepResult, Transcript, digest_observations
 from rlvr_verifier.environments.base import Score, UnjudgedError, invalid
 
-MAX_OBSERVATION_CHARACTERS = 16_384
+MAX_OBSERVATION_CHARACTERS = 8_192
 """Longest observation; an environment that says more is at fault."""
 
 

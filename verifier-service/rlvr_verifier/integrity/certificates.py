@@ -1,7 +1,8 @@
 """Certificates: what one is bound to, where it lies, and which environments may judge without one.
 
     environment -> Subject: kind, options, version of the scorer, digest of its data
-    subject -> its certificate: shipped with this package, or `<dataset>.certificate.json` beside its dataset
+    subject -> its certificate: shipped with this package, or `<dataset>.certificate.json` beside its dataset,
+               or where `plugin.certificate` says
             -> of this very subject, and every check passed? -> it may judge; else it is refused, unless `integrity.allowUncertified`
 
 A certificate is a statement of whoever ran the battery, not a signature: it keeps out what nobody has tried, not who lies.
@@ -16,7 +17,7 @@ from importlib import resources
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.environments import DATASET_KINDS, EnvironmentSpec
+from rlvr_api.environments import DATASET_KINDS, FOREIGN_KINDS, EnvironmentSpec
 from rlvr_api.spec import RLVRJob
 from rlvr_verifier.environments.base import Environment, EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetMissingError, DatasetReader
@@ -24,6 +25,7 @@ from rlvr_verifier.environments.datasets import DatasetMissingError, DatasetRead
 SUFFIX = ".certificate.json"
 UNGRADED = frozenset({
     "dataset", "heldOut", "instruction", "operations", "timeLimitSeconds", "memoryMegabytes", "minSandboxLevel", "maxTurns",
+    "heldOutSeeds", "certificate",
 })  # fmt: skip
 """Options that change which tasks there are, or how long a completion may take, and no verdict by its content."""
 SHIPPED = "built_in_certificates.json"
@@ -115,7 +117,10 @@ def dataset_of(spec: EnvironmentSpec) -> str | None:
 
 
 def certificate_uri(spec: EnvironmentSpec) -> str | None:
-    """Where the certificate of an environment lies; None for those whose certificates come with this package."""
+    """Where the certificate of an environment lies; None for those whose certificates come with this package, or that name no place."""
+    if spec.kind in FOREIGN_KINDS:
+        place: str | None = getattr(spec, spec.kind).certificate
+        return place
     dataset = dataset_of(spec)
     return None if dataset is None else f"{dataset}{SUFFIX}"
 
@@ -140,6 +145,8 @@ def find_uncertified(job: RLVRJob, environments: Mapping[str, Environment], read
 def find_fault(spec: EnvironmentSpec, environment: Environment, reader: DatasetReader) -> str | None:
     """What is wrong with the certificate of an environment, and what to do; None for one that is valid."""
     subject, uri = Subject.of(spec, environment), certificate_uri(spec)
+    if uri is None and spec.kind in FOREIGN_KINDS:
+        return f"{to_camel(spec.kind)}.certificate names no place; set it and run `rlvr environment certify JOB.yaml --name {spec.name}`"
     if uri is None:
         shipped = built_in().get(subject.digest)
         if shipped is not None and shipped.certified:
