@@ -1,16 +1,20 @@
 """A job with an environment of several turns, as a person runs it: real vLLM, verifier service, learner and store; killed once."""
 
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
 from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
 from rlvr_trainer.storage.rollouts import read_groups
 
-CALCULATOR = {"name": "desk", "calculator": {"operations": ["+"], "instruction": "{problem}", "maxTurns": 3}}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "07-turns.yaml"
 
 
 def with_turns(spec):
-    spec["model"]["maxModelLen"] = 160
-    spec["environments"] = [CALCULATOR]
-    spec["sampling"] = {"maxTokens": 2}
+    example = YAML(typ="safe").load(EXAMPLE)["spec"]
+    spec["model"]["maxModelLen"] = example["model"]["maxModelLen"]
+    spec.update(environments=example["environments"], sampling=example["sampling"])
     spec["stages"][0]["rlvr"]["promptsPerStep"] = 16
 
 

@@ -29,7 +29,7 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(site))
     yield tmp_path
     sys.modules.pop("hunting", None)
-    for name in ("NumberHunt-v0", "Picture-v0"):
+    for name in ("NumberHunt-v0", "Code-v0", "Picture-v0"):
         gymnasium.registry.pop(name, None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from gymnasium_package import write_package
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from judge_server import judging
@@ -102,6 +103,7 @@ LISTED: dict[str, tuple[dict[str, Any], str, str]] = {
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with judging(lambda _, answer: "zq-73859" in answer) as server, pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(write_plugin(tmp_path_factory.mktemp("site")))
+        patch.syspath_prepend(write_package(tmp_path_factory.mktemp("stepped"), "codes"))
         yield from serve(tmp_path_factory, {"judge": {"endpoint": server.endpoint, "model": "sage"}})
 
 
@@ -112,6 +114,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[
         {"name": "math", "math": {"dataset": dataset, "heldOut": 0.01}},
         {"name": "puzzle", "reasoningGym": {"task": "chain_sum"}, "levels": {"start": 9, "maximum": 9}},
         {"name": "plugin", "plugin": {"name": "reversal"}},
+        {"name": "desk", "calculator": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
+        {"name": "code", "gymnasium": {"id": "codes:Code-v0"}},
         *(
             {
                 "name": name_of(kind),
@@ -136,17 +140,34 @@ def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[
         app = build_app(service, instruments, Drain())
     with TestClient(app, raise_server_exceptions=False) as client:
         keys, golds = {}, {name_of(kind): gold for kind, (_, gold, _) in LISTED.items()}
-        for name, level in {"sums": 15, "math": 0, "puzzle": 9, "leaky": 0, "plugin": 0, **dict.fromkeys(golds, 0)}.items():
+        for name, level in {
+            "sums": 15,
+            "math": 0,
+            "puzzle": 9,
+            "leaky": 0,
+            "plugin": 0,
+            "desk": 15,
+            "code": 0,
+            **dict.fromkeys(golds, 0),
+        }.items():
             request = {"environment": name, "split": "train", "seed": 5, "level": level}
             keys[name] = client.post("/v1/sample", json={"items": [request]}).json()["tasks"][0]["taskKey"]
             payload = Seal(b"k" * 32).open(keys[name], name, environments[name].version)
             if name not in golds:
-                golds[name] = str(payload["answer"]) if "answer" in payload else puzzle_answer(payload)
+                golds[name] = str(payload["answer"]) if "answer" in payload else {"code": code_of, "puzzle": puzzle_answer}[name](payload)
         yield Bench(client, exporter, leaky, golds, keys)
 
 
 def name_of(kind: str) -> str:
     return kind.replace("_", "-")
+
+
+def code_of(payload: Mapping[str, JsonValue]) -> str:
+    import gymnasium
+
+    made = gymnasium.make("Code-v0")
+    made.reset(seed=payload["seed"])
+    return str(made.unwrapped.code)
 
 
 def puzzle_answer(payload: Mapping[str, JsonValue]) -> str:
@@ -168,8 +189,9 @@ def test_every_kind_of_environment_is_here(bench: Bench) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", "plugin", *map(name_of, LISTED)]),
-    completion=st.text(max_size=200) | st.sampled_from(["too long", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1"]),
+    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", "plugin", "desk", "code", *map(name_of, LISTED)]),
+    completion=st.text(max_size=200)
+    | st.sampled_from(["too long", "123", "12345678", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1"]),
     truncated=st.booleans(),
 )
 def test_nothing_that_leaves_the_service_holds_the_answer(
@@ -181,6 +203,9 @@ def test_nothing_that_leaves_the_service_holds_the_answer(
     item = {"id": str(uuid.uuid4()), "environment": environment, "taskKey": bench.keys[environment], "completion": sent}
     with caplog.at_level(logging.DEBUG):
         answer = bench.client.post("/v1/score", json={"items": [{**item, "truncated": truncated}]})
+        if environment in ("desk", "code") and len(sent) <= 65_536:
+            step = {"environment": environment, "taskKey": item["taskKey"], "transcript": {"actions": [sent]}}
+            assert_absent(bench, caplog, gold, bench.client.post("/v1/step", json={"items": [step]}).text)
     assert answer.json()["verdicts"][0]["status"] in ("fail", "invalid", "infra_error")
     assert_absent(bench, caplog, gold, answer.text)
 

@@ -36,11 +36,32 @@ class NumberHunt(gymnasium.Env):
         return [str(self.number)]
 
 
+class Code(gymnasium.Env):
+    """A code of eight digits, to be guessed at once; whoever says something else is told off in words that hold it."""
+
+    observation_space = Text(64)
+    action_space = Text(8, charset="0123456789")
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.code = str(self.np_random.integers(10_000_000, 100_000_000))
+        return "guess the code", {}
+
+    def step(self, action):
+        if len(action) != 8:
+            raise ValueError(f"{action} is shorter than {self.code}")
+        return "no", float(action == self.code), True, False, {}
+
+
 class Picture(NumberHunt):
     observation_space = Box(0, 1)
 
 
 gymnasium.register("NumberHunt-v0", entry_point=NumberHunt)
+gymnasium.register("Code-v0", entry_point=Code)
 gymnasium.register("Picture-v0", entry_point=Picture)
 '''
 

@@ -16,6 +16,7 @@ from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.engines import Completion, EngineLostError, Sample
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner
 from rlvr_trainer.collector.verifiers import VerifierClient
+from rlvr_trainer.learner import _tree as learner_tree
 from rlvr_trainer.packing import Branch, Tree, pack
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.rollout import Admission, RolloutGroup, VersionSpan
@@ -119,6 +120,22 @@ def test_turns_are_exact_by_token_and_observations_carry_nothing(chat: ChatForma
     first = group.rollouts[0]
     assert [call[:2] for call in engines.calls[1:]] == [((*group.prompt_ids, *first.token_ids[:end]), 1)] * 2
     assert len({seed for _, _, seed in engines.calls}) == 3
+
+
+def test_what_is_learned_from_an_episode_is_what_was_sampled(chat: ChatFormat) -> None:
+    group = asyncio.run(collect(chat, ScriptedEngines(chat, ask_first)))
+    tree = learner_tree(0, group, [1.0, -1.0])
+    sampled = [
+        token
+        for rollout in group.rollouts
+        for place, token in enumerate(rollout.token_ids)
+        if not any(start <= place < end for start, end in rollout.observed)
+    ]
+    packed = pack([tree], 16)
+    assert packed.targets.tolist() == sampled
+    assert tree.trained_tokens == sum(rollout.sampled_tokens for rollout in group.rollouts)
+    assert (packed.sampler_logprobs < 0).all()
+    assert len(packed.token_ids) == len(group.prompt_ids) + sum(len(rollout.token_ids) - 1 for rollout in group.rollouts)
 
 
 def test_samples_end_at_turns_of_their_own(chat: ChatFormat) -> None:

@@ -97,12 +97,13 @@ def describe_batch(groups: Sequence[RolloutGroup], current_step: int, step_of: C
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     passed = sum(rollout.verdict.status is VerdictStatus.PASS for rollout in rollouts)
     tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    sampled = sum(rollout.sampled_tokens for rollout in rollouts)
     ages = token_ages(groups, current_step, step_of)
     return BatchStatistics(
         reward_mean=math.fsum(rewards) / len(rewards) if rewards else None,
         pass_rate=passed / len(rewards) if rewards else None,
         masked=len(rollouts) - len(rewards),
-        completion_tokens_mean=tokens / len(rollouts) if rollouts else None,
+        completion_tokens_mean=sampled / len(rollouts) if rollouts else None,
         truncated_share=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts) if rollouts else None,
         staleness_mean=sum(age * count for age, count in ages.items()) / tokens if tokens else None,
         staleness_max=max(ages, default=None),

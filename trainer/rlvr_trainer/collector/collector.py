@@ -220,7 +220,7 @@ class Collector:
             self.times.groups += 1
             self.times.generate_seconds += group.generate_seconds
             self.times.score_seconds += group.score_seconds
-            self.times.tokens += sum(len(rollout.token_ids) for rollout in group.rollouts)
+            self.times.tokens += sum(rollout.sampled_tokens for rollout in group.rollouts)
             self._discards_in_a_row = 0
             self._last_finish = time.monotonic()
             self._changed.notify_all()

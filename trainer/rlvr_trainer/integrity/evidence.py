@@ -104,7 +104,7 @@ def _behaviour(groups: Sequence[RolloutGroup]) -> Behaviour | None:
         for group in groups
     }
     return Behaviour(
-        completion_tokens=sum(len(rollout.token_ids) for rollout in judged) / len(judged),
+        completion_tokens=sum(rollout.sampled_tokens for rollout in judged) / len(judged),
         invalid_share=sum(rollout.verdict.status is VerdictStatus.INVALID for rollout in judged) / len(judged),
         repeated_share=repeated_share(paid),
     )

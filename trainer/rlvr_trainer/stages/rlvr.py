@@ -304,7 +304,7 @@ class RlvrStage:
             update={
                 "evidence": self._trust.latest,
                 "phase_seconds": dict(self._phases),
-                "tokens_per_second": sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts) / seconds,
+                "tokens_per_second": sum(rollout.sampled_tokens for group in batch.groups for rollout in group.rollouts) / seconds,
                 "paused_seconds": max(published.paused_seconds.values(), default=None) if published is not None else None,
                 "engines": len(self._run.publisher.clean_engines()),
             }
