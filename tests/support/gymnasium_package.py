@@ -60,8 +60,11 @@ class Picture(NumberHunt):
     observation_space = Box(0, 1)
 
 
+gymnasium.registry.pop("NumberHunt-v0", None)
 gymnasium.register("NumberHunt-v0", entry_point=NumberHunt)
+gymnasium.registry.pop("Code-v0", None)
 gymnasium.register("Code-v0", entry_point=Code)
+gymnasium.registry.pop("Picture-v0", None)
 gymnasium.register("Picture-v0", entry_point=Picture)
 '''
 
