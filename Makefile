@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Much of the time a test waits, for a process to start or an engine to load. More than two at once would not fit on small machines.
+TWO_FILES_AT_ONCE := --numprocesses=2 --dist=loadfile
+
 .PHONY: help demo test test-long test-fast test-cluster check generate bench lock images clean
 
 help:  ## List the targets.
@@ -26,13 +29,13 @@ demo: $(VENV)/.installed models/smollm2-135m-instruct/config.json  ## Train Smol
 	@$(BIN)/rlvr run examples/01-arithmetic.yaml
 
 test: $(VENV)/.installed  ## Run the tests; those that need what this machine lacks say how to get it.
-	@$(BIN)/python -m pytest -m "not long" tests
+	@$(BIN)/python -m pytest -m "not long" $(TWO_FILES_AT_ONCE) tests
 
 test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (about a quarter of an hour).
 	@$(BIN)/python -m pytest -m long tests
 
 test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.
-	@$(BIN)/python -m pytest tests/unit tests/contract tests/golden
+	@$(BIN)/python -m pytest $(TWO_FILES_AT_ONCE) tests/unit tests/contract tests/golden
 
 test-cluster: $(VENV)/.installed  ## Run the tests that need a cluster (KUBECONFIG, kubectl, helm; images for those that train).
 	@$(BIN)/python -m pytest tests/cluster

@@ -159,8 +159,7 @@ def test_what_all_find_wrong_with_a_model_is_what_the_lead_says(tmp_path):
     command = [sys.executable, rank_trials.__file__, "plain", str(tmp_path / "nothing"), "2", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 1
-    assert "LostRankError" not in done.stderr
-    assert "rank 1: the model cannot be loaded" in done.stderr
+    assert "LostRankError" not in done.stderr  # rank 1 says the same where it comes to it before the lead ends it
     assert "OSError" in done.stderr.splitlines()[-1]
 
 
