@@ -7,17 +7,20 @@ those of a job. `delay` keeps batches waiting for as many steps, as a queue betw
 that may shorten the queue, and empties it in a pause.
 """
 
+import multiprocessing
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.stages import Optimizer
@@ -33,6 +36,19 @@ from rlvr_trainer.traces import Example
 MAX_TOKENS = 3
 PROBLEMS = tuple((one, other) for one in range(5) for other in range(5))
 COLD_START_STEPS = 50
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+def run_all(function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> list[Result]:
+    """The calls' results in order; one call a core at a time, each in a process with one thread."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_process) as pool:
+        return list(pool.map(function, arguments))
+
+
+def _prepare_process() -> None:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
 
 
 def make_spec(folder: Path, rlvr: Mapping[str, Any], off_policy: Mapping[str, Any] | None = None) -> RLVRJobSpec:

@@ -14,18 +14,15 @@ A pass rate is over all problems at temperature 1, the mean of the evaluations i
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging
 
-from benchmarks._tiny_climb import Climb, make_spec, write_start
+from benchmarks._tiny_climb import Climb, make_spec, run_all, write_start
 
 CORRECTED: Mapping[str, Any] = {"correction": {"token_truncated": {}}}
 NONE: Mapping[str, Any] = {"correction": {"none": {}}}
@@ -44,19 +41,36 @@ class Outcome(NamedTuple):
     """Staleness, mean over steps."""
 
 
+class Setting(NamedTuple):
+    """Of one run."""
+
+    start: str
+    """Folder of the model."""
+    side: str
+    staleness: int
+    seed: int
+    steps: int
+    learning_rate: float
+
+
 def main() -> None:
     """Measure, print one table, and one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4, 8])
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         write_start(Path(folder))
-        measure(Path(folder) / "start", options)
+        settings = [
+            Setting(f"{folder}/start", side, staleness, seed, options.steps, options.learning_rate)
+            for staleness in options.staleness
+            for side in sides(0)
+            for seed in range(1, options.seeds + 1)
+        ]
+        outcomes = dict(zip(settings, run_all(climb, settings), strict=True))
+    report(outcomes, options)
 
 
 def sides(staleness: int) -> dict[str, tuple[str, Mapping[str, Any]]]:
@@ -70,25 +84,26 @@ def sides(staleness: int) -> dict[str, tuple[str, Mapping[str, Any]]]:
     }
 
 
-def climb(start: Path, side: tuple[str, Mapping[str, Any]], staleness: int, seed: int, options: argparse.Namespace) -> Outcome:
+def climb(setting: Setting) -> Outcome:
     """One run."""
-    algorithm, off_policy = side
-    rlvr = {"algorithm": {algorithm: {}}, "promptsPerStep": 32, "groupSize": 8, "optimizer": {"learningRate": options.learning_rate}}
-    run = Climb(start, make_spec(start, rlvr, off_policy), seed, delay=staleness)
-    every = max(1, options.steps // 5 // EVALUATIONS)
+    algorithm, off_policy = sides(setting.staleness)[setting.side]
+    rlvr = {"algorithm": {algorithm: {}}, "promptsPerStep": 32, "groupSize": 8, "optimizer": {"learningRate": setting.learning_rate}}
+    start = Path(setting.start)
+    run = Climb(start, make_spec(start, rlvr, off_policy), setting.seed, delay=setting.staleness)
+    every = max(1, setting.steps // 5 // EVALUATIONS)
     rates, kls, allowed = [], [], []
-    for number, report in enumerate(run.steps(options.steps), 1):
-        allowed.append(min(staleness, run.allowed))
+    for number, report in enumerate(run.steps(setting.steps), 1):
+        allowed.append(min(setting.staleness, run.allowed))
         if report.tokens is not None:
             kls.append(report.tokens.mismatch_k3)
-        left = options.steps - number
+        left = setting.steps - number
         if left < every * EVALUATIONS and left % every == 0:
             rates.append(run.pass_rate(EVALUATION_SAMPLES))
     return Outcome(statistics.fmean(rates), statistics.fmean(kls or [0.0]), statistics.fmean(allowed))
 
 
-def measure(start: Path, options: argparse.Namespace) -> None:
-    """Run every side at every staleness, and print what came of it."""
+def report(outcomes: Mapping[Setting, Outcome], options: argparse.Namespace) -> None:
+    """Print what came of all runs."""
     title = f"Pass rate after {options.steps} steps, {options.seeds} seeds, mean (lowest), and KL(sampler ‖ policy) in nats a token"
     table = Table(title=title, min_width=110)
     table.add_column("staleness", justify="right")
@@ -97,14 +112,13 @@ def measure(start: Path, options: argparse.Namespace) -> None:
     numbers = {}
     for staleness in options.staleness:
         cells = []
-        for name, side in sides(staleness).items():
-            runs = [climb(start, side, staleness, seed, options) for seed in range(1, options.seeds + 1)]
+        for name in sides(0):
+            runs = [found for setting, found in outcomes.items() if (setting.side, setting.staleness) == (name, staleness)]
             rates = [run.pass_rate for run in runs]
             mean, kl = statistics.fmean(rates), statistics.fmean(run.kl for run in runs)
             allowed = f" [{statistics.fmean(run.allowed for run in runs):.1f}]" if name == "governed" else ""
             cells.append(f"{mean:.3f} ({min(rates):.3f})  KL {kl:.3f}{allowed}")
             numbers[f"{name}_{staleness}"] = round(mean, 4)
-            print(f"staleness {staleness}, {name}: {cells[-1]}", file=sys.stderr, flush=True)
         table.add_row(str(staleness), *cells)
     Console(width=140).print(table)
     print(json.dumps(numbers))
