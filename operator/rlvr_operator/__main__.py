@@ -22,7 +22,7 @@ from rlvr_operator.reconcile import Reconciler
 from rlvr_operator.server import Health, serve
 from rlvr_operator.settings import Settings, SettingsError, read_settings
 from rlvr_operator.tracing import reconcile_span, start_tracing
-from rlvr_operator.watch import Resync, Watches
+from rlvr_operator.watch import Watches
 from rlvr_operator.work_queue import Key, WorkQueue
 
 logger = logging.getLogger("rlvr_operator")
@@ -39,8 +39,6 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("kopf", "httpx", "httpcore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return asyncio.run(_run(settings))
     except ConfigException as error:
@@ -57,46 +55,46 @@ async def _run(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     queue, cache, phases = WorkQueue(), Cache(), metrics.JobPhases()
-    watches = Watches(cache, queue, settings.watch_namespaces)
-    health = Health(lambda: watches.heard, queue.oldest_seconds)
-    server = await serve(health, settings.http_port)
     tracing = start_tracing()
     try:
         async with await Cluster.connect() as cluster:
-            resync = Resync(cluster, cache, queue, watches, settings.watch_namespaces)
-            await _list_patiently(resync)
-            health.is_ready = True
-            election = Election(cluster, settings.namespace, settings.lease_name, settings.pod_name)
-            reconciler = Reconciler(cluster, cache, settings.site, queue, phases)
-            await _lead(settings, stop, election, reconciler, resync, watches, queue)
+            watches = Watches(cluster, cache, queue, settings.watch_namespaces, settings.resync_seconds)
+            health = Health(lambda: watches.heard, queue.oldest_seconds)
+            server = await serve(health, settings.http_port)
+            try:
+                await _list_patiently(watches)
+                health.is_ready = True
+                election = Election(cluster, settings.namespace, settings.lease_name, settings.pod_name)
+                reconciler = Reconciler(cluster, cache, settings.site, queue, phases)
+                await _lead(settings, stop, election, reconciler, watches, queue)
+            finally:
+                await server.cleanup()
     finally:
         tracing.shutdown()
-        await server.cleanup()
     return 0
 
 
-async def _list_patiently(resync: Resync) -> None:
+async def _list_patiently(watches: Watches) -> None:
     """The first lists: a missing right or CRD is said at once, and again until it is mended or patience ends."""
     for _ in range(LIST_ATTEMPTS - 1):
         try:
-            await resync.list_all()
+            await watches.list_all()
         except ClusterError as error:
             logger.warning("cannot list what is to be watched: %s", error)
             await asyncio.sleep(LIST_PAUSE_SECONDS)
         else:
             return
-    await resync.list_all()
+    await watches.list_all()
 
 
 async def _lead(
-    settings: Settings, stop: asyncio.Event, election: Election, reconciler: Reconciler, resync: Resync, watches: Watches, queue: WorkQueue
+    settings: Settings, stop: asyncio.Event, election: Election, reconciler: Reconciler, watches: Watches, queue: WorkQueue
 ) -> None:
     """Wait for the Lease, then act until told to stop."""
     stopped = asyncio.create_task(stop.wait())
-    watching = asyncio.create_task(watches.run(stop))
-    resyncing = asyncio.create_task(resync.run(settings.resync_seconds))
+    watching = asyncio.create_task(watches.run())
     acquiring = asyncio.create_task(election.acquire())
-    tasks: set[asyncio.Task[object]] = {stopped, watching, resyncing, acquiring}
+    tasks: set[asyncio.Task[object]] = {stopped, watching, acquiring}
     try:
         await asyncio.wait({stopped, watching, acquiring}, return_when=asyncio.FIRST_COMPLETED)
         _raise_first(watching, acquiring)

@@ -87,25 +87,23 @@ class Cache:
                 self._forget(key, name_of(item))
         return key
 
-    def retain(self, kind: str, listed: Collection[Name], newest: int) -> set[Key]:
+    def retain(self, kind: str, listed: Collection[Name], version: int | None, namespace: str | None = None) -> set[Key]:
         """Forget what a list of one kind does not show; returns the jobs of which something went.
 
         Args:
-            newest: highest version seen before the list was asked for; what is newer than that may be missing from it.
+            version: of the list; what is newer may be missing from it. None: nothing is.
+            namespace: that was listed; None: all.
         """
         gone = [
             (key, name)
             for key, family in self._families.items()
+            if namespace in (None, key[0])
             for name, packed in family.items()
-            if name[0] == kind and name not in listed and packed.version <= newest
+            if name[0] == kind and name not in listed and (version is None or packed.version <= version)
         ]
         for key, name in gone:
             self._forget(key, name)
         return {key for key, _ in gone}
-
-    def newest(self) -> int:
-        """The highest version of any object that is known."""
-        return max((packed.version for family in self._families.values() for packed in family.values()), default=0)
 
     def _forget(self, key: Key, name: Name) -> None:
         del self._families[key][name]

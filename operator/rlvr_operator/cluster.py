@@ -9,6 +9,7 @@ Objects are plain data. Children are written by server-side apply with one field
 """
 
 import json
+import urllib.request
 from collections.abc import AsyncIterator
 from typing import Self
 
@@ -24,11 +25,16 @@ from rlvr_operator.render import Object
 
 FIELD_MANAGER = "rlvr-operator"
 TIMEOUT_SECONDS = 30.0
+WATCH_SECONDS = 240
+"""After which the API server ends a watch."""
+SILENCE_SECONDS = 75.0
+"""Longest silence of a watch; bookmarks come every minute."""
 PAGE_SIZE = 200
 TYPED_PATCH = "failed to create typed patch object"
 """What the API server says, with status 500, to an apply that its schema refuses."""
 
 Query = list[tuple[str, str]]
+_TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
 
 
 class ClusterError(Exception):
@@ -55,6 +61,10 @@ class UnavailableError(ClusterError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class ExpiredError(UnavailableError):
+    """The version is too old to be watched from, or listed at: list anew."""
+
+
 class Cluster:
     """A client of one API server; `async with` closes its connections."""
 
@@ -73,7 +83,9 @@ class Cluster:
             config.load_incluster_config(client_configuration=settings)
         except ConfigException:
             await config.load_kube_config(client_configuration=settings)
-        settings.connection_pool_maxsize = 64
+        settings.connection_pool_maxsize = 0  # watches hold a connection each; requests are bounded by the number of workers
+        # Without proxies there is nothing to learn from the environment; aiohttp would look for a .netrc in a thread at each request.
+        settings.client_session_kwargs = {"trust_env": bool(urllib.request.getproxies())}
         return cls(client.ApiClient(settings))
 
     async def __aenter__(self) -> Self:
@@ -89,13 +101,13 @@ class Cluster:
         except GoneError:
             return None
 
-    async def each(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> AsyncIterator[Object]:
-        """All objects of a kind, one page in memory at a time. They carry kind and apiVersion, which the API server leaves out in lists."""
+    async def pages(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> AsyncIterator[tuple[list[Object], str]]:
+        """All objects of a kind, one page in memory at a time, with the version of the whole. They carry kind and apiVersion, which the API
+        server leaves out in lists."""
         query: Query = [("limit", str(PAGE_SIZE)), ("labelSelector", labels), ("fieldSelector", fields)]
         while True:
             page = await self._request("GET", KINDS[kind].path(namespace), query=[pair for pair in query if pair[1]])
-            for item in page["items"]:
-                yield {"kind": kind, "apiVersion": KINDS[kind].api_version, **item}
+            yield [_typed(kind, item) for item in page["items"]], page["metadata"]["resourceVersion"]
             token = page["metadata"].get("continue")
             if not token:
                 return
@@ -103,7 +115,30 @@ class Cluster:
 
     async def list(self, kind: str, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
         """All objects of a kind."""
-        return [item async for item in self.each(kind, namespace, labels, fields)]
+        return [item async for items, _ in self.pages(kind, namespace, labels, fields) for item in items]
+
+    async def watch(self, kind: str, namespace: str | None, version: str, labels: str = "") -> AsyncIterator[tuple[str, Object]]:
+        """What happens after a version: ADDED, MODIFIED, DELETED or BOOKMARK, and the object. Ends when the server wants it to.
+
+        Raises:
+            ExpiredError: the version is too old.
+            UnavailableError: the stream broke off, or was silent for too long.
+        """
+        path, seconds = KINDS[kind].path(namespace), str(WATCH_SECONDS)
+        query = [("watch", "1"), ("allowWatchBookmarks", "true"), ("resourceVersion", version), ("timeoutSeconds", seconds)]
+        timeout = aiohttp.ClientTimeout(total=None, connect=TIMEOUT_SECONDS, sock_read=SILENCE_SECONDS)
+        response = await self._send("GET", path, query=[*query, *([("labelSelector", labels)] if labels else [])], timeout=timeout)
+        try:
+            async for line in response.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise _error(int(status.get("code", 500)), json.dumps(status), {}, f"GET {path} (watch)")
+                yield event["type"], _typed(kind, event["object"])
+        except (TimeoutError, aiohttp.ClientError, ConnectionError, ValueError) as error:
+            raise UnavailableError(f"GET {path} (watch): {type(error).__name__}: {error}") from error
+        finally:
+            response.close()
 
     async def apply(self, item: Object, uid: str | None = None) -> Object:
         """Server-side apply of a child.
@@ -156,15 +191,29 @@ class Cluster:
     async def _request(
         self, method: str, path: str, body: Object | None = None, query: Query | None = None, content_type: str = "application/json"
     ) -> Object:
+        response = await self._send(method, path, body, query, content_type)
+        try:
+            answer: Object = json.loads(await response.read())
+        except (TimeoutError, aiohttp.ClientError, ConnectionError, ValueError) as error:
+            raise UnavailableError(f"{method} {path}: {type(error).__name__}: {error}") from error
+        return answer
+
+    async def _send(
+        self, method: str, path: str, body: Object | None = None, query: Query | None = None, content_type: str = "application/json",
+        timeout: aiohttp.ClientTimeout = _TIMEOUT,
+    ) -> aiohttp.ClientResponse:  # fmt: skip
+        """A request that was accepted; its body is yet to be read."""
         code = "error"
         try:
             request = await self._api.param_serialize(
                 method, path, query_params=query or [], body=body, auth_settings=["BearerToken"],
                 header_params={"Accept": "application/json", "Content-Type": content_type},
             )  # fmt: skip
-            response = await self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
-            data = await response.read()
+            response: aiohttp.ClientResponse = (await self._api.call_api(*request, _request_timeout=timeout)).response
             code = str(response.status)
+            if not 200 <= response.status <= 299:
+                data = await response.read()
+                raise _error(response.status, data.decode("utf-8", "replace"), dict(response.headers), f"{method} {path}")
         except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
             raise UnavailableError(f"{method} {path}: {type(error).__name__}: {error}") from error
         except ApiException as error:
@@ -172,10 +221,7 @@ class Cluster:
             raise _error(int(error.status or 0), str(error.body or error.reason), dict(error.headers or {}), f"{method} {path}") from error
         finally:
             REST_REQUESTS.labels(code=code, method=method).inc()
-        if not 200 <= response.status <= 299:
-            raise _error(response.status, data.decode("utf-8", "replace"), dict(response.getheaders() or {}), f"{method} {path}")
-        answer: Object = json.loads(data)
-        return answer
+        return response
 
 
 _APPLY: Query = [("fieldManager", FIELD_MANAGER), ("force", "true"), ("fieldValidation", "Strict")]
@@ -188,6 +234,8 @@ def _error(code: int, body: str, headers: dict[str, str], request: str) -> Clust
         return GoneError(text)
     if code == 409:
         return ConflictError(text)
+    if code == 410:
+        return ExpiredError(text)
     if code == 429 or code >= 500:
         if TYPED_PATCH in message:
             return RefusedError(text)
@@ -195,6 +243,10 @@ def _error(code: int, body: str, headers: dict[str, str], request: str) -> Clust
     if code == 403 and "because it is being terminated" in message:
         return GoneError(text)
     return RefusedError(f"{text} ({reason or code})")
+
+
+def _typed(kind: str, item: Object) -> Object:
+    return {"kind": kind, "apiVersion": KINDS[kind].api_version, **item}
 
 
 def _words(body: str) -> tuple[str, str]:

@@ -168,7 +168,7 @@ class Reconciler:
         if decision.look_again_at is not None:
             self._queue.add_after(key, (decision.look_again_at - look.now).total_seconds())
         if status.phase in MOVING or (look.scale is not None and status.phase is Phase.RUNNING):
-            self._queue.add_after(key, RESTLESS_SECONDS)
+            self._queue.add_after(key, RESTLESS_SECONDS, is_routine=True)
 
     async def _write_status(
         self, key: Key, item: Object, owner: Owner, before: RLVRJobStatus, status: RLVRJobStatus, memory: Memory
@@ -203,7 +203,8 @@ class Reconciler:
         return memory
 
     def _forget(self, key: Key) -> None:
-        self._memories.pop(key, None)
+        if (memory := self._memories.pop(key, None)) is not None:
+            self._warnings.forget(memory.uid)
         self._targets.pop(key, None)
         self._writer.forget(*key)
         self._phases.note(key, None)

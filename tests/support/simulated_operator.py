@@ -40,7 +40,7 @@ class Appointments:
     def add(self, key):
         self.seconds.append(0.0)
 
-    def add_after(self, key, seconds):
+    def add_after(self, key, seconds, is_routine=False):
         self.seconds.append(seconds)
 
 

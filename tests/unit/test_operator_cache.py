@@ -28,7 +28,7 @@ def test_the_newest_version_stays_whatever_the_order_of_events(order):
     for version in order:
         cache.put(child(version=version))
     assert cache.children(KEY) == (child(version=7),)
-    assert cache.newest() == 7
+    assert cache.jobs() == ()
 
 
 def test_versions_are_numbers():
@@ -58,16 +58,15 @@ def test_the_end_of_an_earlier_object_of_a_name_removes_no_later_one():
     assert len(cache.children(KEY)) == 1
     cache.remove(child(version=6, uid="second"))
     assert cache.children(KEY) == ()
-    assert cache.newest() == 0
 
 
 def test_a_list_removes_what_it_does_not_show_unless_that_is_newer_than_the_question():
     cache = Cache()
     for item in (child("old", 3), child("kept", 4), child("new", 9), child("pod", 3, kind="Pod")):
         cache.put(item)
-    assert cache.retain("ConfigMap", {name_of(child("kept"))}, newest=5) == {KEY}
+    assert cache.retain("ConfigMap", {name_of(child("kept"))}, version=5) == {KEY}
     assert {item["metadata"]["name"] for item in cache.children(KEY)} == {"kept", "new", "pod"}
-    assert cache.retain("ConfigMap", {name_of(child("kept"))}, newest=5) == set()
+    assert cache.retain("ConfigMap", {name_of(child("kept"))}, version=5) == set()
 
 
 def test_what_nobody_reads_is_not_kept():

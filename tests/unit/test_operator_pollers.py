@@ -61,7 +61,7 @@ async def polling(monkeypatch, targets, learner):
 
 async def until(condition):
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - bounded by the deadline
             await asyncio.sleep(0.01)
 
 
