@@ -23,7 +23,7 @@ from rlvr_operator.server import Health, serve
 from rlvr_operator.settings import Settings, SettingsError, read_settings
 from rlvr_operator.tracing import reconcile_span, start_tracing
 from rlvr_operator.watch import Watches
-from rlvr_operator.work_queue import Key, WorkQueue
+from rlvr_operator.work_queue import CONFLICT_BACKOFF, Key, WorkQueue
 
 logger = logging.getLogger("rlvr_operator")
 
@@ -144,8 +144,7 @@ async def _look(queue: WorkQueue, reconciler: Reconciler, key: Key) -> str:
     try:
         await reconciler.reconcile(key)
     except ConflictError as error:
-        logger.debug("%s/%s: %s; looks again", *key, error)
-        queue.retry(key)
+        logger.debug("%s/%s: %s; looks again in %.1f s", *key, error, queue.retry(key, backoff=CONFLICT_BACKOFF))
         return "requeue"
     except ClusterError as error:
         metrics.RECONCILE_ERRORS.labels(controller=metrics.CONTROLLER).inc()

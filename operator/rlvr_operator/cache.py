@@ -87,6 +87,11 @@ class Cache:
                 self._forget(key, name_of(item))
         return key
 
+    def forget(self, key: Key, name: Name) -> None:
+        """An object of a job was asked for, and is not there."""
+        if name in self._families.get(key, {}):
+            self._forget(key, name)
+
     def retain(self, kind: str, listed: Collection[Name], version: int | None, namespace: str | None = None) -> set[Key]:
         """Forget what a list of one kind does not show; returns the jobs of which something went.
 

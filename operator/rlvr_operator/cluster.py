@@ -44,6 +44,11 @@ class ClusterError(Exception):
 class ConflictError(ClusterError):
     """The object has changed, or is another one of the same name."""
 
+    def __init__(self, message: str, about: tuple[str, str, str] | None = None) -> None:
+        super().__init__(message)
+        self.about = about
+        """Kind, namespace and name of what was to be written, if it is known."""
+
 
 class GoneError(ClusterError):
     """There is no such object."""
@@ -147,16 +152,21 @@ class Cluster:
             uid: of the object that is there; a newer one of the name is a ConflictError. None: there is none.
         """
         body = item if uid is None else {**item, "metadata": {**item["metadata"], "uid": uid}}
-        meta = item["metadata"]
-        path = KINDS[item["kind"]].path(meta["namespace"], meta["name"])
-        return await self._request("PATCH", path, body, _APPLY, "application/apply-patch+yaml")
+        return await self._apply(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"], body)
 
     async def apply_status(self, namespace: str, name: str, resource_version: str, status: Object) -> Object:
         """Server-side apply of a job's status, if the job is still as it was seen."""
         kind = KINDS["RLVRJob"]
         meta = {"name": name, "namespace": namespace, "resourceVersion": resource_version}
         body = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta, "status": status}
-        return await self._request("PATCH", kind.path(namespace, name, "status"), body, _APPLY, "application/apply-patch+yaml")
+        return await self._apply(kind.name, namespace, name, body, "status")
+
+    async def _apply(self, kind: str, namespace: str, name: str, body: Object, subresource: str | None = None) -> Object:
+        path = KINDS[kind].path(namespace, name, subresource)
+        try:
+            return await self._request("PATCH", path, body, _APPLY, "application/apply-patch+yaml")
+        except ConflictError as error:
+            raise ConflictError(str(error), (kind, namespace, name)) from error
 
     async def create(self, item: Object) -> bool:
         """Create an object; False if one of the name is there."""

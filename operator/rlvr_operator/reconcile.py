@@ -22,7 +22,7 @@ from rlvr_api.status import RLVRJobStatus
 from rlvr_operator import metrics
 from rlvr_operator.autoscale import Scale, next_scale
 from rlvr_operator.cache import Cache
-from rlvr_operator.cluster import Cluster, RefusedError
+from rlvr_operator.cluster import Cluster, ConflictError, RefusedError
 from rlvr_operator.lifecycle import Decision, Look, decide
 from rlvr_operator.notices import Recorder, notices
 from rlvr_operator.observe import Children, read_children
@@ -84,8 +84,18 @@ class Reconciler:
         """Look at one job.
 
         Raises:
+            ConflictError: something is not as it was seen; it was read anew, so that the next look sees it.
             ClusterError: a request failed; the job must be looked at again.
         """
+        try:
+            await self._reconcile(key)
+        except ConflictError as error:
+            if error.about is not None:
+                found = await self._cluster.get(*error.about)
+                self._cache.forget(key, error.about) if found is None else self._cache.put(found)
+            raise
+
+    async def _reconcile(self, key: Key) -> None:
         item = self._cache.job(key)
         if item is None or "deletionTimestamp" in item["metadata"]:
             self._forget(key)
@@ -199,6 +209,8 @@ class Reconciler:
     def _memory(self, key: Key, uid: str) -> Memory:
         memory = self._memories.get(key)
         if memory is None or memory.uid != uid:
+            if memory is not None:
+                self._warnings.forget(memory.uid)
             memory = self._memories[key] = Memory(uid)
         return memory
 

@@ -85,7 +85,7 @@ class Writer:
         if controller_uid(found) != owner.uid:
             raise NameConflictError(_conflict(owner, found))
         if "deletionTimestamp" in found["metadata"]:
-            raise ConflictError(f"{kind} {name} is being deleted")
+            raise ConflictError(f"{kind} {name} is being deleted", (kind, owner.namespace, name))
         return found
 
     def _differs(self, found: Object, item: Object) -> bool:
@@ -96,7 +96,7 @@ class Writer:
     async def _write(self, item: Object, found: Object | None) -> None:
         answer = await self._cluster.apply(item, None if found is None else found["metadata"]["uid"])
         if "deletionTimestamp" in answer["metadata"]:
-            raise ConflictError(f"{item['kind']} {item['metadata']['name']} is being deleted")
+            raise ConflictError(f"{item['kind']} {item['metadata']['name']} is being deleted", name_of(item))
         self._left[name_of(item)] = (_digest(item), answer["metadata"]["resourceVersion"])
         self._cache.put(answer)
 

@@ -65,7 +65,9 @@ class SimulatedCluster:
     async def apply(self, item, uid=None):
         known = self.objects.get(_slot(item))
         if uid is not None and (known is None or known["metadata"]["uid"] != uid):
-            raise ConflictError(f"{_slot(item)}: the uid is another one")
+            raise ConflictError(
+                f"{_slot(item)}: the uid is another one", (item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+            )
         self.on_write(item)
         answer = self._merge(item, known)
         self._wrote("apply", item)
@@ -74,7 +76,7 @@ class SimulatedCluster:
     async def apply_status(self, namespace, name, resource_version, status):
         known = self.objects.get((names.KIND, name))
         if known is None or known["metadata"]["resourceVersion"] != resource_version:
-            raise ConflictError(f"{name}: the object has been modified")
+            raise ConflictError(f"{name}: the object has been modified", (names.KIND, namespace, name))
         self.on_write({**known, "status": status})
         self._store({**known, "status": status})
         self._wrote("status", known)

@@ -215,6 +215,26 @@ def test_a_spec_that_becomes_impossible_leaves_what_runs_as_it_is(operator, clus
     assert cluster.pods() == pods
 
 
+def test_after_a_conflict_what_was_met_is_read_anew_and_the_next_look_needs_no_watch(operator, cluster):
+    operator.bring_up()
+    cluster.put_job(manifest(rollouts={"replicas": 2}))
+    operator.cluster.deliver(operator.cache)
+    cluster.put_job(manifest(rollouts={"replicas": 3}))
+    assert operator.look(fresh=False) == "conflict"
+    assert operator.look(fresh=False) == "done"
+    assert cluster.objects["StatefulSet", "arithmetic-rollout"]["spec"]["replicas"] == 3
+
+
+def test_after_a_conflict_with_an_object_that_is_gone_it_is_made_anew(operator, cluster):
+    operator.bring_up()
+    cluster.put_job(manifest(rollouts={"replicas": 2}))
+    operator.cluster.deliver(operator.cache)
+    cluster._drop(cluster.objects["StatefulSet", "arithmetic-rollout"])
+    assert operator.look(fresh=False) == "conflict"
+    assert operator.look(fresh=False) == "done"
+    assert cluster.objects["StatefulSet", "arithmetic-rollout"]["spec"]["replicas"] == 2
+
+
 def test_an_object_that_somebody_changed_is_put_right_once(operator, cluster):
     operator.bring_up()
     item = cluster.objects["StatefulSet", "arithmetic-rollout"]

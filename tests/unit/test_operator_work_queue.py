@@ -64,10 +64,10 @@ def test_many_workers_never_look_at_a_key_twice_at_once_and_see_its_last_change(
 def test_an_earlier_appointment_stays_and_a_look_cancels_it():
     async def scenario():
         queue, loop = WorkQueue(), asyncio.get_running_loop()
+        began = loop.time()
         queue.add_after(KEYS[0], 60)
         queue.add_after(KEYS[0], 0.01)
         queue.add_after(KEYS[0], 60)
-        began = loop.time()
         async with asyncio.timeout(5):
             assert await queue.get() == KEYS[0]
         assert loop.time() - began >= 0.009
@@ -78,6 +78,40 @@ def test_an_earlier_appointment_stays_and_a_look_cancels_it():
         queue.done(KEYS[0])
         await asyncio.sleep(0.03)
         assert len(queue) == 0
+
+    asyncio.run(scenario())
+
+
+def test_news_goes_before_routine_however_much_of_it_waits():
+    async def scenario():
+        queue, routine = WorkQueue(), [("research", f"settled-{n}") for n in range(1000)]
+        for key in routine:
+            queue.add(key, is_routine=True)
+        for key in KEYS:
+            queue.add(key)
+        queue.add(routine[500])
+        assert [await queue.get() for _ in range(6)] == [*KEYS, routine[500]]
+        queue.add(KEYS[0], is_routine=True)
+        queue.add(KEYS[0])
+        queue.add(KEYS[0], is_routine=True)
+        queue.done(KEYS[0])
+        assert await queue.get() == KEYS[0], "routine does not make old what was new"
+        assert await queue.get() == routine[0]
+
+    asyncio.run(scenario())
+
+
+def test_routine_is_not_kept_waiting_for_ever():
+    async def scenario():
+        queue, looked_at = WorkQueue(), 0
+        queue.add(("research", "settled"), is_routine=True)
+        for key in KEYS:
+            queue.add(key)
+        while (key := await queue.get()) in KEYS:
+            queue.done(key)
+            queue.add(key)
+            looked_at += 1
+        assert looked_at == work_queue.FRESH_IN_A_ROW
 
     asyncio.run(scenario())
 
