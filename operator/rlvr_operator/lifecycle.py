@@ -236,12 +236,15 @@ def _standing(look: Look) -> tuple[Object, ...]:
 def _workloads(look: Look) -> Iterator[Object]:
     job, owner, site, seen, attempt = look.job, look.owner, look.site, look.seen, look.previous.execution_attempt
     yield render.verifiers(job, owner, site, look.image(Role.VERIFIER), look.scale or Scale(job.spec.verifiers.replicas, None))
-    preflight_passed = any(pod.ready for pod in seen.of(Role.LEARNER, attempt))
-    if seen.rollout_set is not None or preflight_passed:
+    if seen.rollout_set is not None or _preflight_passed(seen, attempt):
         yield render.rollouts(job, owner, site, look.image(Role.ROLLOUT))
     older = any(not pod.ended for pod in seen.of(Role.LEARNER) if pod.attempt != attempt)
     if attempt == look.unborn and seen.learner_job(attempt) is None and not older:
         yield render.learner(job, owner, site, look.image(Role.LEARNER), attempt)
+
+
+def _preflight_passed(seen: Children, attempt: int) -> bool:
+    return any(pod.ready for pod in seen.of(Role.LEARNER, attempt))
 
 
 def _hopeless(look: Look, status: RLVRJobStatus) -> Ending | None:
@@ -266,7 +269,7 @@ def _provisioning_deadline(look: Look) -> datetime:
 def _status(look: Look, base: RLVRJobStatus, ending: Ending | None) -> RLVRJobStatus:
     seen, attempt = look.seen, base.execution_attempt
     problems = {} if ending is not None else dict(role_problems(seen, look.owner.name, attempt))
-    if ending is None and seen.rollout_set is None and Role.ROLLOUT not in problems:
+    if ending is None and seen.rollout_set is None and Role.ROLLOUT not in problems and not _preflight_passed(seen, attempt):
         problems[Role.ROLLOUT] = Problem(
             Reason.WAITING_FOR_PREFLIGHT, "they start once the learner has found store, model and verifiers in order"
         )

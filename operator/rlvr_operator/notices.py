@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from rlvr_api import names
-from rlvr_api.conditions import Phase
+from rlvr_api.conditions import Phase, Reason
 from rlvr_api.status import RLVRJobStatus
 from rlvr_operator.cluster import Cluster, ClusterError
 from rlvr_operator.render import Object, Owner
@@ -35,10 +35,11 @@ def notices(before: RLVRJobStatus, after: RLVRJobStatus) -> Iterator[Notice]:
     if after.execution_attempt > before.execution_attempt:
         words = f"; the last one: {after.message}" if after.message and before.execution_attempt else ""
         yield Notice("AttemptStarted", f"attempt {after.execution_attempt} of the learner begins{words}", is_warning=after.restarts > 0)
-    if after.phase is not before.phase:
+    starts = after.execution_attempt > before.execution_attempt and after.phase is Phase.PROVISIONING
+    if after.phase is not before.phase and not starts:
         bad = after.phase in (Phase.FAILED, Phase.RECOVERING)
         yield Notice(str(after.phase), after.message or f"was {before.phase}", bad)
-    elif after.reason is not None and after.reason is not before.reason and after.message:
+    elif after.reason not in (None, Reason.STARTING, before.reason) and after.message:
         yield Notice(str(after.reason), after.message, is_warning=True)
 
 

@@ -4,6 +4,7 @@ The order of writes is what makes a kill at any point harmless: a new attempt's 
 settled job costs no request at all.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
 """Shortest time between two status writes that tell nothing but progress."""
+REPLICAS_SECONDS = 5.0
+"""The same where the number of engines has changed, too: whether they answer follows."""
 RESTLESS_SECONDS = 10.0
 """A job that is under way but not running is looked at this often: volumes that cannot be mounted are told in events only, and nodes that
 are lost say nothing."""
@@ -169,8 +172,8 @@ class Reconciler:
         """Tell the status if it has changed, and make the next appointment."""
         status, known = decision.status, read_status(item)
         if status != known:
-            wait = memory.status_written + PROGRESS_SECONDS - time.monotonic()
-            if _is_quiet(known, status) and wait > 0:
+            wait = memory.status_written + _pause_seconds(known, status) - time.monotonic()
+            if wait > 0:
                 self._queue.add_after(key, wait)
             else:
                 await self._write_status(key, item, look.owner, known, status, memory)
@@ -189,8 +192,7 @@ class Reconciler:
         memory.status_written = time.monotonic()
         self._cache.put(written)
         _measure(owner, before, status)
-        for notice in notices(before, status):
-            await self._recorder.record(owner, notice)
+        await asyncio.gather(*(self._recorder.record(owner, notice) for notice in notices(before, status)))
         return written
 
     async def _refuse(self, key: Key, item: Object, previous: RLVRJobStatus, reason: Reason, message: str) -> None:
@@ -266,15 +268,16 @@ def _target(job: RLVRJob, owner: Owner, seen: Children, uid: str, address: str) 
     return Target(uid, address, engines, verifiers)
 
 
-def _is_quiet(before: RLVRJobStatus, after: RLVRJobStatus) -> bool:
-    """Whether two statuses differ in nothing but how far the run is."""
+def _pause_seconds(before: RLVRJobStatus, after: RLVRJobStatus) -> float:
+    """How long after the last write a status may be written that differs like this; 0 where a person waits for it."""
 
     def core(status: RLVRJobStatus) -> object:
-        bare = status.model_copy(update={"progress": None, "message": "", "attempt_first_step": None})
-        conditions = [(condition.type, condition.status, condition.reason) for condition in status.conditions]
-        return bare.model_copy(update={"conditions": ()}), conditions
+        quiet = {"progress": None, "message": "", "attempt_first_step": None, "rollout_replicas": 0, "conditions": ()}
+        return status.model_copy(update=quiet), [(condition.type, condition.status, condition.reason) for condition in status.conditions]
 
-    return core(before) == core(after)
+    if core(before) != core(after):
+        return 0.0
+    return PROGRESS_SECONDS if before.rollout_replicas == after.rollout_replicas else REPLICAS_SECONDS
 
 
 def _measure(owner: Owner, before: RLVRJobStatus, after: RLVRJobStatus) -> None:

@@ -17,11 +17,12 @@ def told(before, after):
 
 def test_what_a_person_would_want_to_know_is_told_and_nothing_else():
     running = {"phase": Phase.RUNNING, "execution_attempt": 1}
-    assert told({}, {"phase": Phase.PROVISIONING, "execution_attempt": 1}) == [("AttemptStarted", False), ("Provisioning", False)]
+    assert told({}, {"phase": Phase.PROVISIONING, "execution_attempt": 1}) == [("AttemptStarted", False)]
     assert told(running, {**running, "message": "step 5"}) == []
     assert told(running, {**running, "phase": Phase.RECOVERING}) == [("Recovering", True)]
     assert told(running, {**running, "execution_attempt": 2, "restarts": 1}) == [("AttemptStarted", True)]
     waiting = {"phase": Phase.PROVISIONING, "execution_attempt": 1}
+    assert told(waiting, {**waiting, "reason": Reason.STARTING, "message": "0 of 1 engines answer"}) == []
     assert told(waiting, {**waiting, "reason": Reason.UNSCHEDULABLE, "message": "no node"}) == [("Unschedulable", True)]
     assert told(running, {**running, "phase": Phase.FAILED, "message": "why"}) == [("Failed", True)]
 
