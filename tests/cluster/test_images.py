@@ -65,7 +65,7 @@ import importlib.util, json, os, shutil
 print(json.dumps({
     "uid": os.getuid(),
     "compilers": [tool for tool in ("cc", "gcc", "g++", "c++", "clang") if shutil.which(tool)],
-    "libraries": [name for name in ("torch", "vllm", "kopf", "fastapi", "boto3", "pytest") if importlib.util.find_spec(name)],
+    "libraries": [name for name in ("torch", "vllm", "kubernetes", "fastapi", "boto3", "pytest") if importlib.util.find_spec(name)],
 }))
 """
 
@@ -174,7 +174,7 @@ def operator_spec(namespace):
 @pytest.mark.parametrize(
     ("role", "libraries"),
     [
-        ("operator", ["kopf"]),
+        ("operator", ["kubernetes"]),
         ("verifier", ["fastapi", "boto3"]),
         ("learner", ["torch", "fastapi", "boto3"]),
         ("rollout", ["torch", "vllm", "fastapi", "boto3"]),
