@@ -10,6 +10,8 @@ write the API server checks that
 The operator may act on old news: then two of these cannot be promised (fencing by attempt covers them), and are checked at its next look.
 """
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Phases
@@ -22,6 +24,7 @@ from simulated_operator import SimulatedOperator, use_simulated_time
 from rlvr_api import names
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import ExitCode, Role
+from rlvr_api.spec import Deadlines
 from rlvr_api.status import Progress, RLVRJobStatus
 from rlvr_operator.observe import read_children
 from rlvr_operator.render import Owner
@@ -30,7 +33,12 @@ FINAL = (ConditionType.COMPLETE, ConditionType.FAILED)
 OVER = (Phase.COMPLETING, Phase.SUCCEEDED, Phase.FAILED)
 KINDS = (names.KIND, "Pod", "Job", "StatefulSet", "Deployment", "ConfigMap")
 INDEX = st.integers(0, 5)
-REASONS_TO_END = (Reason.ALL_STAGES_FINISHED, Reason.RESTART_BUDGET_EXHAUSTED, Reason.SUPERSEDED)
+REASONS_TO_END = (
+    Reason.ALL_STAGES_FINISHED,
+    Reason.RESTART_BUDGET_EXHAUSTED,
+    Reason.SUPERSEDED,
+    Reason.PROVISIONING_DEADLINE_EXCEEDED,
+)
 
 
 class OperatorMachine(RuleBasedStateMachine):
@@ -43,7 +51,7 @@ class OperatorMachine(RuleBasedStateMachine):
         self.cluster = SimulatedCluster()
         self.cluster.on_write = self.check_write
         self.spec, self.born, self.learner_was_ready, self.is_fresh, self.step = {}, set(), False, True, 0
-        self.operator = None
+        self.operator, self.began = None, self.cluster.now
 
     # what people do
 
@@ -208,6 +216,8 @@ class OperatorMachine(RuleBasedStateMachine):
         status = self.operator.status
         if status.phase in OVER:
             assert status.reason in REASONS_TO_END
+            if status.reason is Reason.PROVISIONING_DEADLINE_EXCEEDED:
+                assert self.cluster.now - self.began >= timedelta(seconds=Deadlines().provisioning_seconds)
             # a pod on a lost node stays until its Job goes, after ttl.podsAfterFinishedSeconds
             learners = [pod["metadata"]["uid"] for pod in self.running(Role.LEARNER)]
             assert set(learners) <= self.cluster.lost
