@@ -7,7 +7,6 @@ In a cluster engines are started only when the learner is ready, so nothing befo
 mend is a `BadInputError` before the first GPU second is spent.
 """
 
-import asyncio
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from rlvr_trainer.distributed.ranks import ALONE, Ranks
 from rlvr_trainer.evaluation import plan_evaluation
 from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.fork import begin_with, open_fork
+from rlvr_trainer.gathering import gather_all
 from rlvr_trainer.metrics_log import MetricsLog
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.progress import ProgressBoard, serving
@@ -202,7 +202,7 @@ async def _preflight(verifiers: VerifierClient, chat: ChatFormat, spec: RLVRJobS
             f"the verifier service has no environment {missing[0]!r}, only {', '.join(known)}; was it started with this job?"
         )
     try:
-        prompts = await asyncio.gather(*(_render_some(verifiers, chat, environment) for environment in spec.environments))
+        prompts = await gather_all(_render_some(verifiers, chat, environment) for environment in spec.environments)
     except (PromptTooLongError, RequestRefusedError) as error:
         raise BadInputError(str(error)) from error
     return service, prompts[0]

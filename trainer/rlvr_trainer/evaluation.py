@@ -4,7 +4,6 @@ Tasks are the first held-out seeds of each environment at every level of its cur
 by task. Nothing is published meanwhile, which pins the version. An episode that could not be judged is left out and counted.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rlvr_api.spec import Evaluation
 from rlvr_api.stages import Evaluate
 from rlvr_api.wire import EnvironmentInfo
 from rlvr_trainer.collector.episode import Episode, EpisodeRunner, UnjudgedError
+from rlvr_trainer.gathering import gather_all
 from rlvr_trainer.rollout import Admission, RolloutGroup
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ async def evaluate(runner: EpisodeRunner, plan: EvaluationPlan, prefix: str, see
             logger.warning("held-out task left out: %s", error)
             return None
 
-    groups = tuple(group for group in await asyncio.gather(*map(run, plan.tasks)) if group is not None)
+    groups = tuple(group for group in await gather_all(map(run, plan.tasks)) if group is not None)
     versions = {span.version for group in groups for rollout in group.rollouts for span in rollout.spans}
     if len(versions) > 1:
         raise ContaminatedVersionError(f"evaluation {prefix} sampled from weight versions {sorted(versions)}, not one")

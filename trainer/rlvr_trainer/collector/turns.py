@@ -8,7 +8,6 @@ further turn fits `model.maxModelLen` the episode is scored as it is, as truncat
 one, and the turns before it are kept. Turns are sampled with the weights of their time, which the spans tell.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 from rlvr_api.wire import MAX_COMPLETION_BYTES, StepItem, StepResult, Task, Transcript, Verdict, digest_observations
 from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.collector.engines import Completion, Sample
+from rlvr_trainer.gathering import gather_all
 from rlvr_trainer.rollout import Observation, Rollout, VersionSpan
 
 TURN_SEED_STRIDE = 1_000_003
@@ -102,13 +102,7 @@ class TurnTaker:
             EngineLostError, RequestRefusedError, UnreachableError: from what it asks.
         """
         turns = (self._play(task, prompt_ids, sample, seed + number + TURN_SEED_STRIDE) for number, sample in enumerate(samples))
-        running = [asyncio.ensure_future(one) for one in turns]
-        try:
-            return tuple(await asyncio.gather(*running))
-        finally:
-            for one in running:  # where one has failed
-                one.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        return tuple(await gather_all(turns))
 
     async def _play(self, task: Task, prompt_ids: tuple[int, ...], sample: Sample, seed: int) -> TurnSequence:
         sequence = TurnSequence(interactive=task.max_turns > 1)

@@ -19,6 +19,7 @@ from rlvr_api.cli import UserError
 from rlvr_api.wire import ScoreItem, TaskRequest
 from rlvr_trainer.collector.http import RequestRefusedError
 from rlvr_trainer.collector.verifiers import VerifierClient
+from rlvr_trainer.gathering import gather_all
 from rlvr_trainer.report.records import stages_of
 from rlvr_trainer.report.source import RunSource
 from rlvr_trainer.rescore.comparison import Comparer, Comparison, Rescored
@@ -124,7 +125,7 @@ async def _rescore_all(
                 for group in read_groups(source.store, blob)
                 if group.admission.index in wanted and environment in (None, group.admission.environment)
             ]
-            found = await asyncio.gather(*(judge(record, group) for group in groups))
+            found = await gather_all(judge(record, group) for group in groups)
             for group, outcome in zip(groups, found, strict=True):
                 if isinstance(outcome, str):
                     comparer.skip(outcome, len(group.rollouts))

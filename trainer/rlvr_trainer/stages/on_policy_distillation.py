@@ -24,6 +24,7 @@ from rlvr_trainer.collector.episode import Episode, SkippedError, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.diagnostics import describe_batch
+from rlvr_trainer.gathering import gather_all
 from rlvr_trainer.metrics import Phase
 from rlvr_trainer.reverse_kl_learner import ReverseKlLearner, TaughtExample
 from rlvr_trainer.rollout import Admission, RolloutGroup
@@ -160,10 +161,10 @@ class OnPolicyDistillationStage:
             found = await self._sample(index, shares, levels, curriculum)
             if isinstance(found, Discard):
                 return found, []
-            scored = await asyncio.gather(*(score(found, number) for number in range(len(found.rollouts))))
+            scored = await gather_all(score(found, number) for number in range(len(found.rollouts)))
             return (found, scored) if any(scored) else (Discard(index=index, reason=UNSCORED), [])
 
-        return await asyncio.gather(*map(collect, indices))
+        return await gather_all(map(collect, indices))
 
     async def _sample(
         self, index: int, shares: Mapping[str, float], levels: Mapping[str, int], curriculum: Curriculum

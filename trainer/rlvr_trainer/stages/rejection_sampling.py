@@ -24,6 +24,7 @@ from rlvr_trainer.collector.episode import Episode, SkippedError, UnjudgedError
 from rlvr_trainer.collector.ledger import TOO_LONG, UNJUDGED
 from rlvr_trainer.collector.schedule import Schedule
 from rlvr_trainer.diagnostics import describe_batch
+from rlvr_trainer.gathering import gather_all
 from rlvr_trainer.integrity.rewards import is_learnable
 from rlvr_trainer.metrics import Phase
 from rlvr_trainer.rollout import Admission, RolloutGroup
@@ -223,7 +224,7 @@ class RejectionSamplingStage:
                     logger.warning("group %d of %s is discarded: %s", index, self._keys.name, error)
                     return Discard(index=index, reason=TOO_LONG if isinstance(error, PromptTooLongError) else UNJUDGED)
 
-        return await asyncio.gather(*map(sample, indices))
+        return await gather_all(map(sample, indices))
 
 
 def keep_passed(groups: Sequence[RolloutGroup], keep_per_prompt: int, seed: str, audit: Audit | None = None) -> list[Example]:
