@@ -19,6 +19,10 @@ UNSEEN = {
     **{(*kind, "create"): "checked when what is applied is not there yet; the log says patch" for kind in APPLIED},
 }
 """Rights that the log does not show, and why they are granted."""
+SOMETIMES = {
+    ("rlvr.dev", "rlvrjobs", "get"): "a job is read anew when its status was written on old news, which happens or does not",
+}
+"""Rights that a life may do without."""
 
 
 def phase(api, namespace, job):
@@ -74,7 +78,7 @@ def test_rights_are_enough_and_none_is_unused(api, namespace, operators, audit):
     assert [one for one in requests if one.is_forbidden or one.code == 403] == []
     used, given = {one.right for one in requests}, granted(namespace)
     assert used - given == set()
-    assert given - used - UNSEEN.keys() == set(), "granted, and never used in a whole life"
+    assert given - used - UNSEEN.keys() - SOMETIMES.keys() == set(), "granted, and never used in a whole life"
     assert used & UNSEEN.keys() == set(), "seen after all: take it off the list of exceptions"
 
 

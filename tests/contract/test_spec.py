@@ -81,6 +81,20 @@ REFUSED = {
     ),
     "an instruction without the problem": ("spec.environments.0.arithmetic", {"instruction": "Say a number."}, "{problem}"),
     "a calculator without the problem": ("spec.environments", [{"name": "desk", "calculator": {"instruction": "?"}}], "{problem}"),
+    "returns that mean nothing": (
+        "spec.environments",
+        [{"name": "lake", "gymnasium": {"id": "FrozenLake-v1", "lowestReturn": 1, "highestReturn": 1}}],
+        "is not above lowestReturn",
+    ),
+    "an environment of several turns for a stage of whole completions": (
+        "spec",
+        {
+            **VALID["spec"],
+            "environments": [{"name": "desk", "calculator": {}}],
+            "stages": [{"name": "a", "rejectionSampling": {}}],
+        },
+        "learns from completions of one turn",
+    ),
     "an operation twice": ("spec.environments.0.arithmetic", {"operations": ["+", "+"]}, "twice"),
     "a group of one": ("spec.stages.0.rlvr.groupSize", 1, "at least 2"),
     "ordered and resampled": (

@@ -97,11 +97,11 @@ readOnlyRootFilesystem: true
 {{- end }}
 {{- end }}
 
-{{/* What the operator may do where jobs are: what rlvr_operator.rights lists, which a test compares. */}}
+{{/* What the operator may do where jobs are: a test compares it with what the API server logs. */}}
 {{- define "rlvr-operator.rules" -}}
 - apiGroups: [rlvr.dev]
   resources: [rlvrjobs]
-  verbs: [list, watch]
+  verbs: [get, list, watch]
 - apiGroups: [rlvr.dev]
   resources: [rlvrjobs/status]
   verbs: [patch]

@@ -42,9 +42,16 @@ def coder(train, store):
     kubectl("-n", job.namespace, "delete", "rlvr", job.name, "--wait=false")
 
 
+def ready_verifier(job):
+    """The job may be adding another, which does not answer yet."""
+    ready = {"type": "Ready", "status": "True"}
+    pods = job.live_pods("verifier")
+    return next(pod for pod in pods if any(ready.items() <= found.items() for found in pod["status"].get("conditions", ())))
+
+
 def post(job, path, body):
-    """Ask the job's first verifier pod, from the node."""
-    pod = job.live_pods("verifier")[0]
+    """Ask a verifier pod that is ready, from the node."""
+    pod = ready_verifier(job)
     address = f"http://{pod['status']['podIP']}:{VERIFIER_PORT}"
     answer = httpx.post(f"{address}{path}", json=body, timeout=120, trust_env=False)
     answer.raise_for_status()
@@ -66,7 +73,7 @@ def test_exploits_are_not_paid_in_a_restricted_pod_and_right_functions_are(coder
     paid = {sample.name for sample, verdict in zip(samples, verdicts, strict=True) if verdict["status"] == "pass"}
     assert paid == {sample.name for sample in samples if sample.kind == CONTROL}
     assert "infra_error" not in {verdict["status"] for verdict in verdicts}
-    pod = coder.live_pods("verifier")[0]
+    pod = ready_verifier(coder)
     assert kubectl("get", "namespace", coder.namespace, "-o", "jsonpath={.metadata.labels}").count("restricted") == 1
     metrics = httpx.get(f"http://{pod['status']['podIP']}:{VERIFIER_PORT}/metrics", timeout=10, trust_env=False).text
     assert "rlvr_verifier_sandbox_level 1.0" in metrics
