@@ -73,7 +73,12 @@ def test_rights_are_enough_and_none_is_unused(api, namespace, operators, audit):
     operators.running[-1].stop()
     operators.leader()
     api.create(manifest("b", namespace, scheduling={"priorityClassName": "missing"}))
-    wait_for(lambda: api.condition(namespace, "b", "Scheduled").get("reason") == "CreationRefused", 40, lambda: api.status(namespace, "b"))
+    for condition in ("Scheduled", "LearnerReady"):  # for a learner's Job, only events say why it has no pod
+        wait_for(
+            lambda name=condition: api.condition(namespace, "b", name).get("reason") == "CreationRefused",
+            40,
+            lambda: api.status(namespace, "b"),
+        )
     requests = audit.requests()
     assert [one for one in requests if one.is_forbidden or one.code == 403] == []
     used, given = {one.right for one in requests}, granted(namespace)
