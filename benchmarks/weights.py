@@ -36,7 +36,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_api.spec import RLVRJob, TorchDistributed
+from rlvr_api.spec import RLVRJob
+from rlvr_api.weight_sync import TorchDistributed
 from rlvr_operator.local.children import find_openmp_library
 from rlvr_operator.plan import Address, Addresses, Places, plan
 from rlvr_trainer.pretrained import write_smollm2, write_tiny_model

@@ -250,6 +250,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         *map(fixed, (*FIXED, *FIXED_OPTIONAL)),
     ),
+    "WeightSync": (
+        Rule(
+            "!has(self.torchDistributed) || !has(self.objectStore)",
+            "torchDistributed and objectStore are both set, and weights take one way: remove one",
+        ),
+    ),
     "RLVRJob": (
         Rule(
             "oldSelf.hasValue() || (self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') "

@@ -20,6 +20,7 @@ from rlvr_api.off_policy import OffPolicy, check_off_policy
 from rlvr_api.pods import Environment, ObjectName, Pod, QualifiedName, Resources, SecretReference, refuse_reserved
 from rlvr_api.provenance import Provenance
 from rlvr_api.stages import Stage, check_turns
+from rlvr_api.weight_sync import WeightSync
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -208,25 +209,6 @@ class Verifiers(ApiModel):
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"maxReplicas {self.max_replicas} is below replicas {self.replicas}: raise the one or lower the other")
         return self
-
-
-class TorchDistributed(ApiModel):
-    """Broadcast through a torch.distributed process group: NCCL between GPUs, gloo otherwise."""
-
-    bucket_mib: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Size of one broadcast. 64 MiB is where gloo stops gaining."""
-
-
-class WeightSync(ApiModel):
-    """How new weights reach the engines."""
-
-    torch_distributed: TorchDistributed = TorchDistributed()
-    """The transport."""
-    timeout_seconds: PositiveSeconds = 120.0
-    """Bound of every wait in one update; an engine that needs longer is dropped and rejoins later."""
-    probe_tolerance: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
-    """Largest difference of a token's log-prob between engine and trainer after an update. Unset: 1e-3 when both compute in float32,
-    1.0 otherwise."""
 
 
 class FailurePolicy(ApiModel):

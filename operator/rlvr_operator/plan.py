@@ -17,7 +17,6 @@ from rlvr_api.process import Role, Variable, verifier_command
 from rlvr_api.spec import RLVRJob
 
 SERVED_MODEL = "policy"
-WEIGHT_TRANSFER_BACKEND = "rlvr_torch_distributed"
 CPU_BLOCK_SIZE = 32
 """Tokens in a KV block on the CPU, where sizes are multiples of 32; the smallest shares the most of a prompt among its samples."""
 
@@ -167,7 +166,7 @@ def engine_workload(job: RLVRJob, bind_host: str, port: int, places: Places, ord
         "--enable-scale-out",
         "--logprobs-mode", "processed_logprobs",
         "--generation-config", "vllm",
-        "--weight-transfer-config", json.dumps({"backend": WEIGHT_TRANSFER_BACKEND}),
+        "--weight-transfer-config", json.dumps({"backend": f"rlvr_{job.spec.weight_sync.transport_kind}"}),
         "--disable-uvicorn-access-log",
         *(_cpu_flags(job) if on_cpu else _gpu_flags(job)),
         *_tracing_flags(job),

@@ -307,6 +307,7 @@ OUT_OF_BOUNDS = {
     "spec.learner.checkpoint.keepLast": 0,
     "spec.verifiers.replicas": 0,
     "spec.weightSync.timeoutSeconds": 0,
+    "spec.weightSync.objectStore": {"maxDeltas": -1},
     "spec.offPolicy.maxStaleness": 65,
     "spec.offPolicy.governor.minEss": 1,
     "spec.integrity.canaryRate": 1.5,

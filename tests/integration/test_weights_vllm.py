@@ -15,7 +15,8 @@ import pytest
 import torch
 from commands import free_port
 
-from rlvr_api.spec import RLVRJob, TorchDistributed
+from rlvr_api.spec import RLVRJob
+from rlvr_api.weight_sync import TorchDistributed
 from rlvr_operator.plan import Address, Addresses, Places, plan
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.weights.engine_client import EngineClient, EngineHandle, open_http

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rlvr_api.spec import TorchDistributed
+from rlvr_api.weight_sync import TorchDistributed
 from rlvr_trainer.weights import load_transport
 from rlvr_trainer.weights.follower import WeightFollower
 from rlvr_trainer.weights.protocol import Invitation, SwapOrder, UpdateHeader

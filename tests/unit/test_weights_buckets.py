@@ -103,5 +103,5 @@ def test_every_registered_transport_loads_and_an_unknown_one_is_named():
     for member in TRANSPORTS:
         assert callable(load_transport(member).make_receiver)
         assert backend_name(member) == f"rlvr_{member}"
-    with pytest.raises(ValueError, match=r"'pigeons'; there are: torch_distributed"):
+    with pytest.raises(ValueError, match=r"'pigeons'; there are: torch_distributed, object_store"):
         load_transport("pigeons")

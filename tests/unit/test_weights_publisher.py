@@ -14,9 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from blob_server import BlobServer
 from opentelemetry.sdk.trace import TracerProvider
 
-from rlvr_api.spec import TorchDistributed
+from rlvr_api.weight_sync import ObjectStoreDeltas, TorchDistributed, transport_kind
 from rlvr_trainer.weights import load_transport
 from rlvr_trainer.weights.engine_client import EngineClient, EngineHandle, open_http
 from rlvr_trainer.weights.engine_state import EngineStatus
@@ -44,6 +45,7 @@ class FakeEngine:
     """vLLM's state machine of weight updates, as its workers and its API server have it together."""
 
     port: int = 0
+    transport: str = "torch_distributed"
     on_bucket: object = lambda bucket: None
     hooks: dict = field(default_factory=dict)
     """Called before a route is served; what it returns, if anything, is the answer's status."""
@@ -53,7 +55,7 @@ class FakeEngine:
         self.calls, self.headers, self.sampled_with = [], [], []
         self.stale = False
         self._arriving = {}
-        self.follower = WeightFollower(load_transport("torch_distributed"), self, torch.device("cpu"))
+        self.follower = WeightFollower(load_transport(self.transport), self, torch.device("cpu"))
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler_for(self))
         self.server.daemon_threads = False
         self.port = self.server.server_address[1]
@@ -171,11 +173,13 @@ def _handler_for(engine):
 class Rig:
     """Engines, and publishers over them."""
 
-    def __init__(self, stack):
-        self.stack, self.events, self.tensors = stack, [], make_tensors(0)
+    def __init__(self, stack, transport):
+        self.stack, self.events, self.tensors, self.transport = stack, [], make_tensors(0), transport
+        self.store = BlobServer()
+        stack.callback(self.store.close)
 
     def engine(self, **settings):
-        engine = FakeEngine(**settings)
+        engine = FakeEngine(transport=transport_kind(self.transport), **settings)
         self.stack.callback(lambda: engine.thread.is_alive() and engine.stop())
         return engine
 
@@ -183,9 +187,9 @@ class Rig:
         probe = Probe(PROMPT, lambda prompt, tokens: logprobs_of(self.tensors, tokens), tolerance=1e-6)
         return self.stack.enter_context(
             WeightPublisher(
-                handles, transport=TorchDistributed(bucket_mib=1), timeout_seconds=timeout_seconds, probe=probe,
+                handles, transport=self.transport, timeout_seconds=timeout_seconds, probe=probe,
                 advertised_host="127.0.0.1", attempt=attempt, engine_dtype="float32", on_event=self.events.append,
-                watch_seconds=watch_seconds,
+                watch_seconds=watch_seconds, open_store=lambda: self.store,
             )
         )  # fmt: skip
 
@@ -200,10 +204,10 @@ class Rig:
         return [event.state.status for event in self.events if event.engine == name]
 
 
-@pytest.fixture
-def rig():
+@pytest.fixture(params=[TorchDistributed(bucket_mib=1), ObjectStoreDeltas(bucket_mib=1)], ids=transport_kind)
+def rig(request):
     with ExitStack() as stack:
-        yield Rig(stack)
+        yield Rig(stack, request.param)
 
 
 def wait_until(condition, what, seconds=10.0):
@@ -514,11 +518,97 @@ def test_something_else_than_an_engine_is_lost_and_named(rig):
 
 def test_an_answer_without_log_probs_is_named():
     with ExitStack() as stack:
-        engine = Rig(stack).engine()
+        engine = Rig(stack, TorchDistributed()).engine()
         engine.do_inference_v1_generate = lambda body: {"choices": [{"token_ids": [1]}]}
         http = stack.enter_context(open_http())
         with pytest.raises(RuntimeError, match="answered without 'logprobs'"):
             EngineClient(engine.handle, http, 5.0).sample((1,), 1, 1.0, 0, "salt")
+
+
+def through_the_store(stack, **settings):
+    return Rig(stack, ObjectStoreDeltas(**settings))
+
+
+def test_an_object_that_is_damaged_in_the_store_reaches_nobody_and_the_same_version_comes_whole():
+    with ExitStack() as stack:
+        rig = through_the_store(stack)
+        engines = [rig.engine(), rig.engine()]
+        publisher = rig.publisher([engine.handle for engine in engines])
+        rig.publish(publisher, 0)
+        put, served = rig.store.put, rig.store.objects
+
+        def put_damaged(key, data):
+            blob = put(key, data)
+            if "/00000001/" in key and not key.endswith(".json"):
+                served[key] = bytes([data[0] ^ 1]) + bytes(data[1:])
+            return blob
+
+        rig.store.put = put_damaged
+        report = rig.publish(publisher, 1)
+        assert report.dropped == {}
+        assert len(publisher.clean_engines()) == 2
+        assert all(rig.holds(engine, 1) for engine in engines)
+        assert {engine.sampled_with[-1] for engine in engines} == {"1"}
+        assert {key.split("/")[2] for key in served} == {"00000002"}
+
+
+def test_a_store_that_engines_cannot_read_leaves_them_dirty_and_unpaused_until_they_can(monkeypatch):
+    monkeypatch.setattr("rlvr_trainer.weights.chain_reader.PAUSE_SECONDS", 0.001)
+    with ExitStack() as stack:
+        rig = through_the_store(stack)
+        engine = rig.engine()
+        publisher = rig.publisher([engine.handle])
+        rig.publish(publisher, 0)
+        rig.store.failures = [503] * 100
+        report = rig.publish(publisher, 1)
+        assert "the store answered 503" in report.dropped[engine.handle.name]
+        assert publisher.state(engine.handle.name).status is EngineStatus.DIRTY
+        assert publisher.clean_engines() == ()
+        assert not engine.paused
+        assert engine.version == "0"
+        rig.store.failures = []
+        assert rig.publish(publisher, 2).dropped == {}
+        assert rig.holds(engine, 2)
+
+
+def test_a_joiner_gets_base_and_deltas_and_those_that_are_there_fetch_nothing_again():
+    with ExitStack() as stack:
+        rig = through_the_store(stack, bucket_mib=1)
+        first, late = rig.engine(), rig.engine()
+        publisher = rig.publisher([first.handle])
+        whole = rig.publish(publisher, 0).size_bytes
+        for version in (1, 2):
+            for tensor in rig.tensors.values():
+                tensor[version] += 1.0
+            assert publisher.publish(rig.tensors, version).size_bytes < whole / 20
+        publisher.set_engines([first.handle, late.handle])
+        rig.store.requests.clear()
+        assert publisher.sync_joiners(rig.tensors, 2).size_bytes == 0
+        assert rig.holds(late, 2)
+        assert {key.split("/")[2] for key in rig.store.requests} == {"00000000", "00000001", "00000002"}
+        rig.store.requests.clear()
+        rig.tensors["layers.0.weight"][7] += 1.0
+        assert publisher.publish(rig.tensors, 3).dropped == {}
+        assert rig.holds(first, 3)
+        assert rig.holds(late, 3)
+        assert {key.split("/")[2] for key in rig.store.requests} == {"00000003"}
+
+
+def test_an_engine_of_the_other_transport_is_dropped_and_says_so():
+    with ExitStack() as stack:
+        rig = through_the_store(stack)
+        engine = Rig(stack, TorchDistributed()).engine()
+        report = rig.publish(rig.publisher([engine.handle]), 0)
+        assert "this engine was started for broadcasts: restart it" in report.dropped[engine.handle.name]
+
+
+def test_a_publisher_that_closes_leaves_nothing_in_the_store():
+    with ExitStack() as stack:
+        rig = through_the_store(stack)
+        with rig.publisher([rig.engine().handle]) as publisher:
+            rig.publish(publisher, 0)
+            assert rig.store.objects
+        assert rig.store.objects == {}
 
 
 def serve_until_frozen():
@@ -530,14 +620,15 @@ def serve_until_frozen():
         if engine.version != "default":
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    engine = FakeEngine(on_bucket=count)
+    engine = FakeEngine(transport=sys.argv[1], on_bucket=count)
     print(engine.port, flush=True)
     threading.Event().wait(60)
 
 
 @contextmanager
-def engine_process():
-    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) as process:
+def engine_process(transport):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, __file__, transport], stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
             port = int(process.stdout.readline())
             yield process, EngineHandle("mortal", f"http://127.0.0.1:{port}")
@@ -553,7 +644,7 @@ def state_of(process):
 @pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
 def test_an_engine_killed_in_mid_broadcast_is_dropped_and_the_others_get_the_same_version_in_the_next_epoch(rig, replaced):
     survivors = [rig.engine(), rig.engine()]
-    with engine_process() as (process, mortal):
+    with engine_process(transport_kind(rig.transport)) as (process, mortal):
         # The last member gets its bytes from another one, not from the learner.
         publisher = rig.publisher([*(engine.handle for engine in survivors), mortal], timeout_seconds=120.0)
         rig.tensors = make_tensors(0, count=40, size=2**18)

@@ -21,7 +21,7 @@ from weight_group import (
     worker,
 )
 
-from rlvr_api.spec import TorchDistributed
+from rlvr_api.weight_sync import TorchDistributed
 from rlvr_trainer.weights import collectives
 from rlvr_trainer.weights.buckets import plan_layout
 from rlvr_trainer.weights.collectives import BroadcastBrokenError

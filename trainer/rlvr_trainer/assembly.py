@@ -108,7 +108,7 @@ def assemble(
             references = find_references(context, held_out)
             contamination = find_contamination(spec.provenance.contamination, traces, references)
             board.update(message="waiting for engines")
-            with _open_publisher(context, policy, fleet, prompt_ids) as publisher:
+            with _open_publisher(context, policy, fleet, prompt_ids, store) as publisher:
                 fleet.attach(publisher)
                 board.ready.set()
                 engines = EnginePool(fleet, client, spec.sampling, chat.end_token_ids)
@@ -172,7 +172,9 @@ def _chat_format(context: RunContext) -> ChatFormat:
         raise BadInputError(f"spec.model: {error}") from error
 
 
-def _open_publisher(context: RunContext, policy: Policy, fleet: EngineFleet, prompt_ids: Sequence[int]) -> WeightPublisher:
+def _open_publisher(
+    context: RunContext, policy: Policy, fleet: EngineFleet, prompt_ids: Sequence[int], store: ObjectStore
+) -> WeightPublisher:
     spec = context.job.spec
     probe = Probe(
         prompt_ids=tuple(prompt_ids),
@@ -182,13 +184,14 @@ def _open_publisher(context: RunContext, policy: Policy, fleet: EngineFleet, pro
     )
     return WeightPublisher(
         fleet.handles(),
-        transport=spec.weight_sync.torch_distributed,
+        transport=spec.weight_sync.transport,
         timeout_seconds=spec.weight_sync.timeout_seconds,
         probe=probe,
         advertised_host=context.advertised_host,
         attempt=context.attempt,
         engine_dtype=spec.precision.engine,
         on_event=fleet.note,
+        open_store=lambda: store,
     )
 
 

@@ -87,6 +87,7 @@ def connect(settings: S3Settings, concurrency: int = 16) -> "S3Client":
         StorageSetupError: the endpoint is not an http(s) address.
     """
     config = Config(
+        signature_version="s3v4",  # botocore would sign addresses by the old scheme
         connect_timeout=settings.connect_timeout_seconds,
         read_timeout=settings.read_timeout_seconds,
         retries={"total_max_attempts": settings.max_attempts, "mode": "standard"},
@@ -228,6 +229,13 @@ class ObjectStore:
 
         with self._explained("list", prefix):
             return dict(sorted(self.patience.call(find).items()))
+
+    def signed_url(self, key: str, valid_seconds: int) -> str:
+        """An address under which anyone may read an object for a while; asks nobody."""
+        url: str = self.client.generate_presigned_url(
+            "get_object", Params={"Bucket": self.bucket, "Key": self._full(key)}, ExpiresIn=valid_seconds
+        )
+        return url
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects; one that is not there is no error."""

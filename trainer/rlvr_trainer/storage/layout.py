@@ -4,6 +4,7 @@ Below `<storage.uri>/<job>`:
 
     attempts/<attempt>.json
     fork.json
+    weights/<attempt>/<number>/<bucket>,  weights/<attempt>/<number>/link.json       while a run sends weights through the store
     <stage index>-<stage>/rollouts/<step>/<attempt>-<part>.parquet
                           records/<step>.json
                           checkpoints/<step>/<attempt>/<blob>,  checkpoints/<step>/MANIFEST.json
@@ -27,10 +28,12 @@ PART_DIGITS = 5
 BRANCH_DIGITS = 2
 MANIFEST = "MANIFEST.json"
 ATTEMPTS = "attempts/"
+WEIGHTS = "weights/"
 
 _STAGE = re.compile(r"(\d{2})-([a-z](?:[-a-z0-9]*[a-z0-9])?)(?:_(\d{2}))?")
 _CHECKPOINT = re.compile(rf"checkpoints/(\d{{{STEP_DIGITS}}})/(?:(\d{{{ATTEMPT_DIGITS}}})/.+|{re.escape(MANIFEST)})")
 _RECORD = re.compile(rf"records/(\d{{{STEP_DIGITS}}})\.json")
+_WEIGHTS = re.compile(rf"{WEIGHTS}(\d{{{ATTEMPT_DIGITS}}})/.+")
 _ATTEMPT = re.compile(rf"{ATTEMPTS}(\d{{{ATTEMPT_DIGITS}}})\.json")
 
 
@@ -42,6 +45,17 @@ def attempt_key(attempt: int) -> str:
 def attempt_of(key: str) -> int | None:
     """The attempt whose claim `key` is; None for other keys."""
     found = _ATTEMPT.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def weights_key(attempt: int, number: int, name: str) -> str:
+    """An object of the `number`-th version that an attempt wrote for engines."""
+    return f"{WEIGHTS}{_number(attempt, ATTEMPT_DIGITS)}/{_number(number, STEP_DIGITS)}/{name}"
+
+
+def weights_attempt_of(key: str) -> int | None:
+    """The attempt that wrote an object for engines; None for other keys."""
+    found = _WEIGHTS.fullmatch(key)
     return int(found[1]) if found else None
 
 

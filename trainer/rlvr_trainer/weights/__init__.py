@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlvr_trainer.weights.transport import Transport
 
-TRANSPORTS = {"torch_distributed": "rlvr_trainer.weights.torch_distributed"}
+TRANSPORTS = {
+    "torch_distributed": "rlvr_trainer.weights.torch_distributed",
+    "object_store": "rlvr_trainer.weights.object_store",
+}
 """Module of each transport, by its member of `spec.weightSync`."""
 
 

@@ -50,6 +50,8 @@ class WeightGroup:
         self.members = {member.name: member for member in members}
         self.layout = layout
         self.broken = False
+        self.sent_bytes = 0
+        """Of the last update."""
         self._sender = sender
         self._find_dead = find_dead
         self._sequence = -1
@@ -71,7 +73,7 @@ class WeightGroup:
 
         try:
             with _lookout(self._sender, self._ranks(), self._find_dead):
-                self._sender.send(tensors, header, announce)
+                self.sent_bytes = self._sender.send(tensors, header, announce)
         except RuntimeError as error:
             # Connections close only when nobody holds the group any more: a kept exception would, by its frames.
             log.warning("broadcast of version %d in epoch %d broke: %s", version, self.epoch, str(error))
@@ -229,7 +231,7 @@ class GroupFactory:
             rank_offset=member.ranks.start,
             store_host=host,
             store_port=port,
-            collective="nccl" if device.type == "cuda" else "gloo",
+            collective=self._rendezvous.carrier(device),
             timeout_seconds=self._timeout_seconds,
             layout=layout,
         )

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 WireDtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[WireDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+Carrier = Literal["gloo", "nccl", "object_store"]
+
 
 class Message(BaseModel):
     """A frozen message; a field it does not know is an error."""
@@ -100,8 +102,8 @@ class Invitation(Message):
     """Address of the learner's store."""
     store_port: Annotated[int, Field(ge=1, le=65_535)]
     """Port of the learner's store."""
-    collective: Literal["gloo", "nccl"]
-    """Library that moves the bytes."""
+    collective: Carrier
+    """What moves the bytes."""
     timeout_seconds: Annotated[float, Field(gt=0.0)]
     """Bound of joining and of receiving one update."""
     layout: Layout

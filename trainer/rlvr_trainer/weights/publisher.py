@@ -23,7 +23,8 @@ from typing import Self
 import torch
 from opentelemetry.propagate import inject
 
-from rlvr_api.spec import Dtype, TorchDistributed
+from rlvr_api.spec import Dtype
+from rlvr_api.weight_sync import ObjectStoreDeltas, TorchDistributed, transport_kind
 from rlvr_api.wire import MAX_ENGINES
 from rlvr_trainer.streamed import device_of, outline
 from rlvr_trainer.weights import load_transport
@@ -34,17 +35,15 @@ from rlvr_trainer.weights.groups import NEVER_UPDATED, GroupFactory, WeightGroup
 from rlvr_trainer.weights.probe import Probe, ProbeError
 from rlvr_trainer.weights.protocol import Layout, SwapOrder, UpdateHeader
 from rlvr_trainer.weights.swap import SwapResult, swap_engine
+from rlvr_trainer.weights.transport import OpenStore, no_store
 
 log = logging.getLogger("rlvr.weights")
 
 MIB = 2**20
-MAX_ROUNDS = 3
-"""Broadcasts of one version. More than two are needed only when engines die in two of them in a row."""
+MAX_ROUNDS = 3  # of one version; more than two are needed only when engines die in two of them in a row
 WAITING = frozenset({EngineStatus.DIRTY, EngineStatus.QUARANTINED})
-MAX_CALLS = 128
-"""Calls to engines at the same time, but for swaps."""
-LOOK_SECONDS = 5.0
-"""Time that an engine has to say its version, when nothing waits for the answer."""
+MAX_CALLS = 128  # to engines at the same time, but for swaps
+LOOK_SECONDS = 5.0  # for an engine to say its version, when nothing waits for the answer
 
 
 @dataclass(slots=True)
@@ -57,7 +56,7 @@ class PublishReport:
     dropped: dict[str, str] = field(default_factory=dict)
     """Engines that did not get it, and why."""
     size_bytes: int = 0
-    """Bytes of one broadcast."""
+    """Bytes that were sent, or written into the store, in all rounds."""
     form_seconds: float = 0.0
     """Forming groups; 0 when the last one was still good."""
     broadcast_seconds: float = 0.0
@@ -81,13 +80,14 @@ class WeightPublisher:
         self,
         engines: Sequence[EngineHandle],
         *,
-        transport: TorchDistributed,
+        transport: TorchDistributed | ObjectStoreDeltas,
         timeout_seconds: float,
         probe: Probe,
         advertised_host: str,
         attempt: int,
         engine_dtype: Dtype,
         on_event: Callable[[EngineEvent], None] = lambda event: None,
+        open_store: OpenStore = no_store,
         watch_seconds: float = 1.0,
     ) -> None:
         """Raises OSError when `advertised_host` does not name an address of this machine. Starts the watcher; `close` ends it."""
@@ -107,7 +107,8 @@ class WeightPublisher:
         self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="weights")
         # A swap holds its thread until all engines have their weights: it must not keep a thread from those who look after them.
         self._swaps = ThreadPoolExecutor(MAX_ENGINES, thread_name_prefix="weights-swap")
-        self._rendezvous = load_transport("torch_distributed").open_rendezvous(advertised_host, transport, timeout_seconds)
+        module = load_transport(transport_kind(transport))
+        self._rendezvous = module.open_rendezvous(advertised_host, transport, timeout_seconds, open_store)
         self._groups = GroupFactory(self._rendezvous, attempt, self._clients, self._pool, timeout_seconds, self._was_updated)
         self._group: WeightGroup | None = None
         self._version = -1
@@ -230,7 +231,7 @@ class WeightPublisher:
         inject(headers)
         self._trace_headers = headers
         layout = plan_layout(outline(tensors), self._dtype, self._bucket_bytes)
-        report = PublishReport(version, size_bytes=layout.size_bytes)
+        report = PublishReport(version)
         differing = self._update(tensors, layout, names, report, started)
         if differing:
             for name, reason in self._update(tensors, layout, differing, report, None).items():
@@ -248,8 +249,7 @@ class WeightPublisher:
         for _ in range(MAX_ROUNDS):
             if not waiting:
                 break
-            group = self._group_of(waiting, layout, device_of(tensors), report)
-            if group is None:
+            if (group := self._group_of(waiting, layout, device_of(tensors), report)) is None:
                 waiting = []
                 break
             swapped, waiting = self._broadcast_and_swap(group, tensors, report)
@@ -297,6 +297,7 @@ class WeightPublisher:
         started = time.monotonic()
         answers = group.broadcast(tensors, report.version, begin_swaps)
         report.broadcast_seconds += time.monotonic() - started
+        report.size_bytes += group.sent_bytes
         for name, future in staged.items():
             future.set_result(answers[name].outcome == "done")
         dead = set(self._groups.find_dead(name for name, answer in answers.items() if answer.outcome == "cut"))

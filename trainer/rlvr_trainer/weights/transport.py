@@ -1,11 +1,17 @@
 """What a weight transport is: the interfaces of its two ends."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from rlvr_trainer.weights.protocol import Acknowledgement, Invitation, Layout, UpdateHeader
+from rlvr_trainer.weights.protocol import Acknowledgement, Carrier, Invitation, Layout, UpdateHeader
+
+if TYPE_CHECKING:  # engines import this file, and need no S3 client
+    from rlvr_trainer.storage.client import ObjectStore
+
+OpenStore = Callable[[], "ObjectStore"]
+"""The job's folder in the object store, for a transport that needs one."""
 
 Stage = Callable[[Iterable[Sequence[tuple[str, torch.Tensor]]]], bool]
 """Takes the tensors of an update, one bucket after the other; views of staging buffers that stay as they are until the next.
@@ -17,6 +23,11 @@ FindDead = Callable[[Sequence[int]], Sequence[int]]
 """Which of these silent ranks are known to be dead."""
 
 
+def no_store() -> "ObjectStore":
+    """For transports that need none."""
+    raise ValueError("this transport needs the job's object store")
+
+
 class Sender(Protocol):
     """The learner's end of one epoch's group; it is rank 0."""
 
@@ -26,8 +37,8 @@ class Sender(Protocol):
     def connect(self) -> None:
         """Form the group with the ranks that answered."""
 
-    def send(self, tensors: Mapping[str, torch.Tensor], header: UpdateHeader, on_last_bucket: Callable[[], None]) -> None:
-        """Broadcast all tensors of the layout."""
+    def send(self, tensors: Mapping[str, torch.Tensor], header: UpdateHeader, on_last_bucket: Callable[[], None]) -> int:
+        """Send all tensors of the layout and return the bytes; `on_last_bucket` is called once, when engines may pause for their swap."""
 
     def await_staged(self, sequence: int, ranks: Sequence[int], find_dead: FindDead) -> Mapping[int, Acknowledgement]:
         """Wait until the ranks hold the weights of an update, or failed to get them."""
@@ -48,6 +59,9 @@ class Rendezvous(Protocol):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that go into invitations."""
+
+    def carrier(self, device: torch.device) -> Carrier:
+        """What moves the bytes of tensors on `device`."""
 
     def open_group(self, attempt: int, epoch: int, world_size: int, layout: Layout, device: torch.device) -> Sender:
         """The learner's end of a new group."""
@@ -78,7 +92,7 @@ class Receiver(Protocol):
 class Transport(Protocol):
     """What the module of a transport defines."""
 
-    def open_rendezvous(self, advertised_host: str, settings: Any, timeout_seconds: float) -> Rendezvous:
+    def open_rendezvous(self, advertised_host: str, settings: Any, timeout_seconds: float, open_store: OpenStore) -> Rendezvous:
         """The learner's end."""
 
     def make_receiver(self, invitation: Invitation, rank: int, device: torch.device, stage: Stage, previous: Any) -> Receiver:
