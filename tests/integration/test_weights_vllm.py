@@ -16,9 +16,10 @@ import torch
 from commands import free_port
 
 from rlvr_api.spec import RLVRJob
-from rlvr_api.weight_sync import TorchDistributed
+from rlvr_api.weight_sync import ObjectStoreDeltas, TorchDistributed
 from rlvr_operator.plan import Address, Addresses, Places, plan
 from rlvr_trainer.pretrained import write_tiny_model
+from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.weights.engine_client import EngineClient, EngineHandle, open_http
 from rlvr_trainer.weights.engine_state import EngineStatus
 from rlvr_trainer.weights.probe import Probe
@@ -48,7 +49,7 @@ LONG = 460
 """Tokens of a completion that is to be in flight for long: many seconds for an idle machine, too, and within the model's context."""
 
 
-def engine_workload(model, work_dir, port):
+def engine_workload(model, work_dir, port, transport):
     job = RLVRJob.model_validate({
         "apiVersion": "rlvr.dev/v1alpha1",
         "kind": "RLVRJob",
@@ -57,6 +58,7 @@ def engine_workload(model, work_dir, port):
             "model": {"uri": f"file://{model}", "maxModelLen": 512},
             "environments": [{"name": "sums", "arithmetic": {}}],
             "sampling": {"maxTokens": 8},
+            "weightSync": {transport: {}},
             "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
         },
     })  # fmt: skip
@@ -66,10 +68,11 @@ def engine_workload(model, work_dir, port):
 
 
 @contextmanager
-def running_engine(model, work_dir, extra_path="", name="rollout-0"):
+def running_engine(model, work_dir, extra_path="", name="rollout-0", transport="torchDistributed"):
     port = free_port()
-    workload = engine_workload(model, work_dir, port)
-    env = {**os.environ, **workload.env, "PYTHONPATH": extra_path}
+    workload = engine_workload(model, work_dir, port, transport)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}  # engines have no credentials
+    env = {**own, **workload.env, "PYTHONPATH": extra_path}
     with open(work_dir / "engine.log", "w") as log:
         process = subprocess.Popen(workload.command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -124,11 +127,17 @@ class Learner:
         logits = self.model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
         return torch.log_softmax(logits.double(), -1).gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
-    def publisher(self, *handles, attempt, timeout_seconds=30.0):
+    def change_some(self, share):
+        with torch.no_grad():
+            for weight in self.weights.values():
+                chosen = torch.rand(weight.shape, generator=self.generator) < share
+                weight += chosen * weight.std() * torch.randn(weight.shape, generator=self.generator)
+
+    def publisher(self, *handles, attempt, timeout_seconds=30.0, transport=None, store=None):
         probe = Probe(self.prompt, self.logprobs, TOLERANCE)
         return WeightPublisher(
-            handles, transport=TorchDistributed(), timeout_seconds=timeout_seconds, probe=probe, advertised_host="127.0.0.1",
-            attempt=attempt, engine_dtype="float32",
+            handles, transport=transport or TorchDistributed(), timeout_seconds=timeout_seconds, probe=probe, advertised_host="127.0.0.1",
+            attempt=attempt, engine_dtype="float32", open_store=lambda: store,
         )  # fmt: skip
 
 
@@ -304,3 +313,36 @@ def test_layerwise_reload_as_on_gpus_is_as_right_tied_head_included(model, learn
                 assert report.dropped == {}
                 assert report.probe_gap_max <= TOLERANCE
     assert (tmp_path / "engine.log").read_text().count("swapping layer by layer") == 5
+
+
+def test_deltas_through_a_real_store_are_as_right_also_for_an_engine_that_comes_late(model, learner, s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    store = ObjectStore.open(s3.folder("weights-vllm"), S3Settings(s3.endpoint), "job")
+    transport, late_dir = ObjectStoreDeltas(bucket_mib=1, max_deltas=12), tmp_path / "late"
+    late_dir.mkdir()
+    with running_engine(model, tmp_path, transport="objectStore") as (process, handle):
+        wait_until_ready(process, handle, tmp_path)
+        with learner.publisher(handle, attempt=1, transport=transport, store=store) as publisher:
+            sizes = []
+            for version in range(15):
+                learner.change_some(0.02)
+                report = publisher.publish(learner.weights, version)
+                assert report.dropped == {}
+                assert report.probe_gap_max <= TOLERANCE
+                sizes.append(report.size_bytes)
+            assert [version for version, size in enumerate(sizes) if size > 0.5 * sizes[0]] == [0, 13]
+            with running_engine(model, late_dir, name="rollout-1", transport="objectStore") as (second, late):
+                wait_until_ready(second, late, late_dir)
+                publisher.set_engines([handle, late])
+                assert publisher.sync_joiners(learner.weights, 14).dropped == {}
+                assert set(publisher.clean_engines()) == {"rollout-0", "rollout-1"}
+                learner.change_some(0.02)
+                report = publisher.publish(learner.weights, 15)
+                assert report.dropped == {}
+                assert set(report.paused_seconds) == {"rollout-0", "rollout-1"}
+        with learner.publisher(handle, attempt=2, transport=transport, store=store) as publisher:
+            learner.change_some(0.02)
+            assert publisher.publish(learner.weights, 16).dropped == {}
+            assert publisher.clean_engines() == ("rollout-0",)
+    assert store.list() == ()
