@@ -32,6 +32,10 @@ class Variable(StrEnum):
     """Verifier: file with the 32-byte key that seals gold answers."""
     SANDBOX_SOCKET = "RLVR_SANDBOX_SOCKET"
     """Verifier: Unix socket of the container that runs what the model wrote. Unset, as in a local run: children of the service run it."""
+    NODE_RANK = "JOB_COMPLETION_INDEX"
+    """Learner of several pods: which of them this is, from 0; Kubernetes sets it. The first one leads."""
+    RENDEZVOUS_PORT = "RLVR_RENDEZVOUS_PORT"
+    """Learner of several pods: port of the first one, at its advertised host, where the processes of all meet."""
     LAST_PROGRESS_FILE = "RLVR_LAST_PROGRESS_FILE"
     """Learner: file to which it writes its progress when it ends in order, since nobody can ask it any more. In a pod, the termination
     message."""
@@ -54,6 +58,7 @@ MAX_LAST_PROGRESS_BYTES = 4096
 """Size of the file LAST_PROGRESS_FILE; Kubernetes cuts longer termination messages."""
 VERIFIER_PORT = 8081
 LEARNER_STATUS_PORT = 8082
+LEARNER_RENDEZVOUS_PORT = 29400
 ENGINE_PORT = 8000
 """Ports in the cluster; local runs take free ones."""
 

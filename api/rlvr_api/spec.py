@@ -158,11 +158,13 @@ class Checkpoint(ApiModel):
 class Learner(ApiModel):
     """The learner."""
 
+    nodes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Pods, in clusters. The loss of one ends the attempt, and the next begins with all of them; a local run has one."""
     processes_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that the model, its gradients and the optimizer are sharded over (FSDP2), in one pod. They give what one process gives, but
-    for rounding, and a checkpoint of any number of them goes on with any other."""
+    """Processes of each pod. The model, its gradients and the optimizer are sharded over those of all pods (FSDP2). They give what one
+    process gives, but for rounding, and a checkpoint of any number of them goes on with any other."""
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
-    """GPUs of the learner, one for each process; 0 runs it on the CPU."""
+    """GPUs of each pod, one for each process; 0 runs it on the CPU."""
     cpu_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Compute threads of each process when it runs on the CPU."""
     tokens_per_micro_batch: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
@@ -185,6 +187,11 @@ class Learner(ApiModel):
                 "gpus 0 for the CPU"
             )
         return self
+
+    @property
+    def processes(self) -> int:
+        """Of all pods together."""
+        return self.nodes * self.processes_per_node
 
 
 class Verifiers(ApiModel):

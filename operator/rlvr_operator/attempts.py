@@ -1,22 +1,31 @@
 """When an attempt of the learner has ended, what that means, and when the next one may begin. Pure.
 
-An attempt ends with its pod, whatever ended it. Its number is never used again: commits and weight updates carry it, and older ones are
-refused.
+An attempt ends with the first of its pods that is lost, whatever ended that one: the others cannot go on. The pod that leads is given a
+moment to say itself how it ended; what still runs then ends before the next attempt begins. An attempt's number is never used again:
+commits and weight updates carry it, and older ones are refused.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rlvr_api.conditions import ConditionType
 from rlvr_api.process import ExitCode, Role
-from rlvr_api.status import RLVRJobStatus, Termination
+from rlvr_api.status import RLVRJobStatus
 from rlvr_operator.backoff import DEFAULT_BACKOFF, Backoff
-from rlvr_operator.observe import Children, LearnerJobView
+from rlvr_operator.observe import Children, LearnerJobView, PodView
 
 REFUSED_BACKOFF = Backoff(base_seconds=5.0)
 """Between tries of a learner whose preflight refuses: a person may be mending what it named."""
 BIRTH_SECONDS = 120.0
 """How long the Job controller may take to make a pod, before a Job without one counts as ended."""
+
+TELLING = frozenset({
+    ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.SUSPENDED, ExitCode.UNTRUSTWORTHY, ExitCode.SUPERSEDED,
+})  # fmt: skip
+"""Exit codes of a lead that is no victim of another pod's end."""
+LEAD_SECONDS = 45.0
+"""How long a lead may take to end by itself after another pod did: it notices when they next compute together, or is told to stop."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,11 @@ def attempt_end(seen: Children, status: RLVRJobStatus, unborn: int | None, witne
         return None
     if job is not None and job.complete:
         return AttemptEnd(ExitCode.DONE, "", now)
-    if any(not pod.ended for pod in pods):
+    since, lost = _lost_since(status, job, now), [pod for pod in pods if pod.is_lost]
+    if any(not pod.ended for pod in pods) and not _is_given_up(pods, lost, since, now):
         return None
-    since = _lost_since(status, job, now)
     if pods:
-        return _from_pod(pods[-1].termination, pods[-1].evicted, since)
+        return _from_pod(telling_pod(pods), len(pods), since)
     if job is None:
         words = "was deleted" if attempt == witnessed else "is not there, and may never have been"
         return AttemptEnd(None, f"the Job of attempt {attempt} {words}", since, counts=attempt == witnessed)
@@ -70,10 +79,30 @@ def _lost_since(status: RLVRJobStatus, job: LearnerJobView | None, now: datetime
     return since if job is None else max(since, job.created)
 
 
-def _from_pod(termination: Termination | None, evicted: str | None, since: datetime) -> AttemptEnd:
+def _is_given_up(pods: Sequence[PodView], lost: Sequence[PodView], since: datetime, now: datetime) -> bool:
+    """Whether what still runs is of no use: a pod is lost, and the lead has ended or did not within its time."""
+    if not lost:
+        return False
+    moments = [pod.termination.time if pod.termination is not None else since for pod in lost]
+    leads = any(pod.node == 0 and not pod.ended for pod in pods)
+    return not leads or now >= min(moments) + timedelta(seconds=LEAD_SECONDS)
+
+
+def telling_pod(pods: Sequence[PodView]) -> PodView:
+    """The pod of an attempt whose end is the attempt's: the lead, where its end says what to do, else the first one that was lost."""
+    lost = [pod for pod in pods if pod.is_lost]
+    lead = next((pod for pod in pods if pod.node == 0 and pod.ended and pod.termination is not None), None)
+    if lead is not None and lead.termination is not None and lead.termination.exit_code in TELLING:
+        return lead
+    # A pod that cannot say its end was taken away: the others ended for that.
+    return min(lost, key=lambda pod: pod.end_order, default=pods[0])
+
+
+def _from_pod(pod: PodView, pods: int, since: datetime) -> AttemptEnd:
+    termination, place = pod.termination, f"pod {pod.name}: " if pods > 1 else ""
     if termination is None:
-        return AttemptEnd(None, evicted or "its pod was lost", since)
-    return AttemptEnd(termination.exit_code, evicted or f"{termination.reason}: {termination.message}", termination.time)
+        return AttemptEnd(None, place + (pod.evicted or "its pod was lost"), since)
+    return AttemptEnd(termination.exit_code, place + (pod.evicted or f"{termination.reason}: {termination.message}"), termination.time)
 
 
 def failures_after(end: AttemptEnd, status: RLVRJobStatus, step: int | None) -> int:

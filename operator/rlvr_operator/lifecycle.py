@@ -11,7 +11,7 @@ The attempt's number is in the status before any of its objects exists. Nothing 
 the same from what it finds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -21,10 +21,10 @@ from rlvr_api.process import ExitCode, Role
 from rlvr_api.spec import RLVRJob
 from rlvr_api.status import Progress, RLVRJobStatus, RoleStatus, Termination
 from rlvr_operator import render
-from rlvr_operator.attempts import AttemptEnd, attempt_end, failures_after, next_attempt_at
+from rlvr_operator.attempts import LEAD_SECONDS, AttemptEnd, attempt_end, failures_after, next_attempt_at, telling_pod
 from rlvr_operator.autoscale import Scale
 from rlvr_operator.observation import Ending, Observation, Problem
-from rlvr_operator.observe import Children
+from rlvr_operator.observe import Children, PodView
 from rlvr_operator.problems import role_problems, unplaced
 from rlvr_operator.removals import (
     Deletion,
@@ -226,6 +226,8 @@ def _carry_on(look: Look) -> Decision:
         *needless_budgets(seen, standing),
     ]
     again = None if status.running_since else _provisioning_deadline(look)
+    if any(pod.is_lost for pod in seen.of(Role.LEARNER, attempt)):  # the lead of several may need to be given up
+        again = min(filter(None, (again, look.now + timedelta(seconds=LEAD_SECONDS))))
     return Decision(status, (*standing, *_workloads(look)), tuple(deletions), needs_seal=True, look_again_at=again)
 
 
@@ -244,7 +246,8 @@ def _workloads(look: Look) -> Iterator[Object]:
 
 
 def _preflight_passed(seen: Children, attempt: int) -> bool:
-    return any(pod.ready for pod in seen.of(Role.LEARNER, attempt))
+    lead = seen.lead(attempt)
+    return lead is not None and lead.ready
 
 
 def _hopeless(look: Look, status: RLVRJobStatus) -> Ending | None:
@@ -300,8 +303,16 @@ def _status(look: Look, base: RLVRJobStatus, ending: Ending | None) -> RLVRJobSt
 def _roles(look: Look, base: RLVRJobStatus, over: bool) -> tuple[RoleStatus, ...]:
     spec = look.job.spec
     verifiers = look.scale.replicas if look.scale is not None else spec.verifiers.replicas
-    desired = {Role.ROLLOUT: spec.rollouts.replicas, Role.VERIFIER: verifiers, Role.LEARNER: 1}
+    desired = {Role.ROLLOUT: spec.rollouts.replicas, Role.VERIFIER: verifiers, Role.LEARNER: spec.learner.nodes}
     return tuple(_role(look, base, role, None if over else desired[role]) for role in (Role.LEARNER, Role.ROLLOUT, Role.VERIFIER))
+
+
+def _ends(pods: Sequence[PodView], role: Role) -> list[Termination]:
+    """The latest ends of a role's pods; of a learner's attempt the one that the others ended for."""
+    if role is Role.LEARNER:
+        attempts = {pod.attempt for pod in pods}
+        pods = [telling_pod([pod for pod in pods if pod.attempt == attempt]) for attempt in attempts]
+    return [pod.termination for pod in pods if pod.termination is not None]
 
 
 def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int | None) -> RoleStatus:
@@ -310,10 +321,10 @@ def _role(look: Look, base: RLVRJobStatus, role: Role, desired: int | None) -> R
     """
     before = next((status for status in base.roles if status.name is role), None)
     pods = look.seen.of(role, base.execution_attempt)
-    ends: list[Termination] = [pod.termination for pod in look.seen.of(role) if pod.termination is not None]
-    if before is not None and before.last_termination is not None:
+    ends = _ends(look.seen.of(role), role)
+    if before is not None and before.last_termination is not None and (not ends or role is not Role.LEARNER):
         ends.append(before.last_termination)
     restarts = max(base.execution_attempt - 1, 0) if role is Role.LEARNER else sum(pod.restarts for pod in pods)
     last = max(ends, key=lambda end: end.time, default=None)
-    ready = sum(pod.ready for pod in pods)
+    ready = sum(pod.is_fine for pod in pods)
     return RoleStatus(name=role, desired=ready if desired is None else desired, ready=ready, restarts=restarts, last_termination=last)

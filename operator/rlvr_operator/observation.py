@@ -49,7 +49,8 @@ class Observation:
 
     def needed(self, role: RoleStatus) -> int:
         """Processes of a role that the run cannot do without."""
-        return min(self.spec.rollouts.min_available if role.name is Role.ROLLOUT else 1, role.desired)
+        least = {Role.ROLLOUT: self.spec.rollouts.min_available, Role.VERIFIER: 1, Role.LEARNER: self.spec.learner.nodes}[role.name]
+        return min(least, role.desired)
 
     def all_needed_ready(self) -> bool:
         """Whether every role has as many ready processes as it needs."""

@@ -18,10 +18,14 @@ from rlvr_api.process import Role
 from rlvr_api.status import Progress, Termination
 from rlvr_operator.render import Object, Owner
 
+NEVER = datetime.max.replace(tzinfo=UTC)
 OVERDUE_SECONDS = 10.0
 """How long after its deadline a deleted pod is waited for: its node does not answer."""
 MAX_WORDS = 900
 """Characters of quoted messages: the tail of a log can be long."""
+
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Annotation of the pods of an indexed Job."""
 
 REMOVALS = ("Evicted", "NodeLost", "Preempting", "Terminated")
 """A pod's own reasons for having been taken from its node."""
@@ -35,6 +39,8 @@ class PodView:
     uid: str
     role: Role
     attempt: int | None
+    node: int
+    """Of a learner's pod: which of the attempt's it is, from 0, the one that leads; 0 for all others."""
     ready: bool
     ended: bool
     """Its processes have ended for good, or it is overdue to be gone."""
@@ -54,6 +60,24 @@ class PodView:
     """The kubelet's reason and message for a container that does not run."""
     unschedulable: str | None
     evicted: str | None
+
+    @property
+    def end_order(self) -> tuple[bool, datetime, bool, bool, str]:
+        """Sorts the ends of an attempt's pods by which was the cause. Times are whole seconds; whoever ends with 1, and the lead, is rather
+        the victim."""
+        end = self.termination
+        victim = end is not None and end.exit_code == 1
+        return end is not None, NEVER if end is None else end.time, victim, self.node == 0, self.name
+
+    @property
+    def is_fine(self) -> bool:
+        """It is ready, or was told by the lead that there is nothing more to do."""
+        return self.ready or (self.node > 0 and self.ended and not self.is_lost)
+
+    @property
+    def is_lost(self) -> bool:
+        """It has ended, and not because there was nothing more to do."""
+        return self.ended and (self.termination is None or self.termination.exit_code != 0)
 
 
 @dataclass(frozen=True)
@@ -95,6 +119,10 @@ class Children:
         """Pods of a role, by name; learners of one attempt only, if it is given. Other roles have no attempts."""
         any_attempt = attempt is None or role is not Role.LEARNER
         return tuple(pod for pod in self.pods if pod.role is role and (any_attempt or pod.attempt == attempt))
+
+    def lead(self, attempt: int) -> PodView | None:
+        """The pod of an attempt that leads the others."""
+        return next((pod for pod in self.of(Role.LEARNER, attempt) if pod.node == 0), None)
 
     def learner_job(self, attempt: int) -> LearnerJobView | None:
         """The Job of an attempt."""
@@ -176,6 +204,7 @@ def _pod(item: Object, owner: Owner, now: datetime) -> PodView | None:
         uid=meta["uid"],
         role=Role(labels[names.LABEL_ROLE]),
         attempt=int(labels[names.LABEL_ATTEMPT]) if names.LABEL_ATTEMPT in labels else None,
+        node=int(meta.get("annotations", {}).get(COMPLETION_INDEX, 0)),
         ready=conditions.get("Ready", {}).get("status") == "True" and "deletionTimestamp" not in meta,
         ended=overdue or status.get("phase") in ("Succeeded", "Failed"),
         deleting="deletionTimestamp" in meta,

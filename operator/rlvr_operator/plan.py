@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from rlvr_api.names import workload_name
-from rlvr_api.process import Role, Variable, verifier_command
+from rlvr_api.process import LEARNER_RENDEZVOUS_PORT, Role, Variable, verifier_command
 from rlvr_api.spec import RLVRJob
 
 SERVED_MODEL = "policy"
@@ -131,7 +131,8 @@ class Plan:
 
 
 def plan(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -> Plan:
-    """The processes of attempt `attempt` (from 1) of `job`. Only the learner differs between attempts.
+    """The processes of attempt `attempt` (from 1) of `job`. Only the learner differs between attempts; where it has several nodes, each
+    runs the same command and variables, and `Variable.NODE_RANK` tells them apart.
 
     Raises:
         ValueError: not one address for each engine.
@@ -216,6 +217,8 @@ def _learner(job: RLVRJob, addresses: Addresses, places: Places, attempt: int) -
         Variable.MODEL_DIR: places.model_dir,
         **job.spec.learner.env,
     }
+    if job.spec.learner.nodes > 1:
+        env[Variable.RENDEZVOUS_PORT] = str(LEARNER_RENDEZVOUS_PORT)
     if places.last_progress_file is not None:
         env[Variable.LAST_PROGRESS_FILE] = places.last_progress_file
     if job.spec.learner.gpus == 0:

@@ -20,7 +20,11 @@ def role_problems(seen: Children, owner_name: str, attempt: int) -> Mapping[Role
     found: dict[Role, Problem] = {}
     for role in Role:
         pods = seen.of(role, attempt)
+        if role is Role.LEARNER:
+            pods = tuple(sorted(pods, key=lambda pod: (not pod.is_lost, pod.end_order)))
         problem = next(_problems(pods, seen), None) or _creation_problem(seen, owner_name, role, attempt)
+        if problem is None and role is Role.LEARNER:
+            problem = _missing_node(seen, owner_name, attempt)
         if problem is not None:
             found[role] = problem
     return found
@@ -33,7 +37,7 @@ def unplaced(problems: Mapping[Role, Problem]) -> Problem | None:
 
 def _problems(pods: tuple[PodView, ...], seen: Children) -> Iterator[Problem]:
     for pod in pods:
-        if pod.ready or pod.deleting:
+        if pod.is_fine or pod.deleting:
             continue
         problem = pod_problem(pod, seen.warnings.get(pod.name))
         if problem is not None:
@@ -63,6 +67,18 @@ def pod_problem(pod: PodView, warning: str | None) -> Problem | None:
     if warning is not None:
         return Problem(Reason.CONTAINER_CONFIG_FAILED, f"{name}: {warning}")
     return None
+
+
+def _missing_node(seen: Children, owner_name: str, attempt: int) -> Problem | None:
+    """Which pods of a learner of several are not there, or not ready."""
+    kind, name = role_object(owner_name, Role.LEARNER, attempt)
+    nodes = int(seen.objects.get((kind, name), {}).get("spec", {}).get("completions", 1))
+    pods = {pod.node: pod for pod in seen.of(Role.LEARNER, attempt)}
+    missing = [node for node in range(nodes) if node not in pods or not pods[node].is_fine]
+    if nodes == 1 or not missing:
+        return None
+    words = [f"{name}-{node} {'has no pod' if node not in pods else 'is not ready'}" for node in missing[:3]]
+    return Problem(Reason.SOME_NOT_READY, f"{len(missing)} of {nodes} pods are missing: {', '.join(words)}")
 
 
 def _creation_problem(seen: Children, owner_name: str, role: Role, attempt: int) -> Problem | None:

@@ -129,8 +129,9 @@ class Reconciler:
         attempt = previous.execution_attempt
         if seen.learner_job(attempt) is not None:
             memory.witnessed = attempt
-        learner = next((pod for pod in seen.of(Role.LEARNER, attempt) if not pod.ended and pod.address), None)
-        uid = learner.uid if learner is not None else next((pod.uid for pod in seen.of(Role.LEARNER, attempt)), "")
+        lead = seen.lead(attempt)
+        learner = lead if lead is not None and not lead.ended and lead.address else None
+        uid = "" if lead is None else lead.uid
         progress, step_seconds = self.pollers.progress(key, uid)
         left = next((pod.last_progress for pod in seen.of(Role.LEARNER, attempt) if pod.last_progress is not None), None)
         seen = replace(seen, progress=left or progress, step_seconds=step_seconds)

@@ -243,10 +243,11 @@ class SimulatedCluster:
             elif "deletionTimestamp" not in item["metadata"]:
                 self.remove("Pod", item["metadata"]["name"])
 
-    def _make_pod(self, owner, name, finalizers=()):
+    def _make_pod(self, owner, name, finalizers=(), annotations=None):
         template, meta = owner["spec"]["template"], owner["metadata"]
         reference = {"kind": owner["kind"], "name": meta["name"], "uid": meta["uid"], "controller": True}
         own = {"uid": f"uid-{next(self._serial)}", "creationTimestamp": stamp(self.now), "finalizers": list(finalizers)}
+        own["annotations"] = {**template["metadata"].get("annotations", {}), **(annotations or {})}
         metadata = {**template["metadata"], **own, "name": name, "namespace": meta["namespace"], "ownerReferences": [reference]}
         self._store({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
 
@@ -256,13 +257,18 @@ class SimulatedCluster:
     def _job(self, job):
         status, pods = job["status"], self._owned(job)
         if not status:
-            self._make_pod(job, f"{job['metadata']['name']}-0-{next(self._serial):05}", [TRACKING])
-            self._store({**job, "status": {"startTime": stamp(self.now), "active": 1}})
+            for index in range(job["spec"]["completions"]):
+                name = f"{job['metadata']['name']}-{index}-{next(self._serial):05}"
+                self._make_pod(job, name, [TRACKING], {"batch.kubernetes.io/job-completion-index": str(index)})
+            self._store({**job, "status": {"startTime": stamp(self.now), "active": job["spec"]["completions"]}})
         elif not status.get("conditions"):
             phases = [pod["status"]["phase"] for pod in pods]
-            if "Succeeded" in phases:
+            if phases.count("Succeeded") == job["spec"]["completions"]:
                 self._store({**job, "status": {**status, "active": 0, "conditions": [self._condition("Complete", "CompletionsReached")]}})
-            elif not pods or "Failed" in phases:
+            elif len(pods) < job["spec"]["completions"] or "Failed" in phases:
+                for pod in pods:
+                    if pod["status"]["phase"] in ("Pending", "Running") and "deletionTimestamp" not in pod["metadata"]:
+                        self.remove("Pod", pod["metadata"]["name"])
                 self._store({**job, "status": {**status, "active": 0, "conditions": [self._condition("Failed", "BackoffLimitExceeded")]}})
             else:
                 active = sum("deletionTimestamp" not in pod["metadata"] for pod in pods)

@@ -2,6 +2,8 @@
 
     environment -> store -> claim -> parts -> stages, one after the other -> final model
 
+On the other nodes of a learner of several the same command starts processes that do what the lead says (`distributed.node`).
+
 SIGTERM and SIGINT ask it to stop: it commits a checkpoint and ends with `ExitCode.SUSPENDED`. The last line on stderr of a failure is one
 sentence for a person.
 """
@@ -16,6 +18,7 @@ from rlvr_trainer import telemetry
 from rlvr_trainer.assembly import assemble, open_store, take_over
 from rlvr_trainer.context import BadInputError, RunContext, read_context
 from rlvr_trainer.distributed.lead import open_ranks
+from rlvr_trainer.distributed.node import follow_lead
 from rlvr_trainer.final_model import export_final_model
 from rlvr_trainer.promotion import check_promotion
 from rlvr_trainer.run import Run, StopRequestedError, UntrustworthyRewardError
@@ -38,6 +41,8 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         context = read_context()
+        if context.node > 0:
+            return follow_lead(context)
         exported = telemetry.start(context.job.spec.observability.tracing, context.job.metadata.name, context.attempt)
         try:
             _run(context, stop)
@@ -79,7 +84,10 @@ def _run(context: RunContext, stop: threading.Event) -> None:
     claim = take_over(context, store)
     keys = [StageKeys(index, stage.name) for index, stage in enumerate(spec.stages)]
     checkpoint = load_latest(store, keys, fall_back=True)
-    with open_ranks(spec, context.model_dir) as ranks, assemble(context, stop, store, claim, _lineage_of(checkpoint), ranks) as run:
+    with (
+        open_ranks(spec, context.model_dir, context.advertised_host, context.rendezvous_port) as ranks,
+        assemble(context, stop, store, claim, _lineage_of(checkpoint), ranks) as run,
+    ):
         try:
             _run_stages(run, keys, checkpoint)
         except StopRequestedError:

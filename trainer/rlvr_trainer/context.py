@@ -29,6 +29,10 @@ class RunContext:
     work_dir: Path
     last_progress_file: Path | None = None
     """Where it leaves its progress when it ends in order."""
+    node: int = 0
+    """Which of the learner's nodes this is; the first one leads."""
+    rendezvous_port: int = 0
+    """Of the lead, for the other nodes; 0: any."""
 
 
 def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
@@ -53,6 +57,8 @@ def read_context(environ: Mapping[str, str] = os.environ) -> RunContext:
         model_dir=Path(_require(environ, Variable.MODEL_DIR)),
         s3_endpoint=job.spec.storage.endpoint or environ.get(Variable.S3_ENDPOINT),
         work_dir=Path(_require(environ, Variable.WORK_DIR)),
+        node=int(environ.get(Variable.NODE_RANK, "0")) if job.spec.learner.nodes > 1 else 0,
+        rendezvous_port=int(_require(environ, Variable.RENDEZVOUS_PORT)) if job.spec.learner.nodes > 1 else 0,
         last_progress_file=Path(last) if (last := environ.get(Variable.LAST_PROGRESS_FILE)) else None,
     )
 

@@ -94,6 +94,10 @@ def _cluster_problems(job: RLVRJob) -> Iterator[Problem]:
         yield Problem("spec.suspend", "is for clusters: remove it; a local run stops on Ctrl-C and goes on with the same command")
     if spec.verifiers.replicas > 1 or spec.verifiers.max_replicas not in (None, 1):
         yield Problem("spec.verifiers.replicas", "is for clusters: a local run has one verifier; raise verifiers.workers instead")
+    if spec.learner.nodes > 1:
+        yield Problem(
+            "spec.learner.nodes", f"is for clusters: a local run is on one machine; write processesPerNode {spec.learner.processes} instead"
+        )
     for path in set_fields:
         yield Problem(path, "is for clusters, and a local run would ignore it: remove it")
 

@@ -23,8 +23,8 @@ def learner(job: RLVRJob, owner: Owner, site: Site, image: str, attempt: int) ->
         "metadata": {**meta, "annotations": {names.ANNOTATION_SPEC_HASH: spec_hash(job, Role.LEARNER, image)}},
         "spec": {
             "completionMode": "Indexed",
-            "completions": 1,
-            "parallelism": 1,
+            "completions": job.spec.learner.nodes,
+            "parallelism": job.spec.learner.nodes,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "template": template,

@@ -52,7 +52,7 @@ def _service(owner: Owner, role: Role, port: int, headless: bool) -> Object:
 def _network_policies(job: RLVRJob, owner: Owner, site: Site) -> Iterator[Object]:
     """The weight routes of an engine are open to whoever reaches them: nobody but this job's own pods and the operator does.
 
-    gloo and NCCL connect all ranks with each other on random ports, hence all ports between engines and learner.
+    gloo and NCCL connect all ranks with each other on random ports, hence all ports between engines and learner, and among learners.
     """
     mesh = {"from": [_pods(owner, Role.ROLLOUT), _pods(owner, Role.LEARNER)]}
     yield _policy(owner, Role.ROLLOUT, [mesh, _from_operator(site, ENGINE_PORT)])
@@ -103,7 +103,7 @@ def _disruption_budgets(job: RLVRJob, owner: Owner) -> Iterator[Object]:
     if not job.spec.scheduling.disruption_budget:
         return
     rollouts = job.spec.rollouts
-    for role, least in ((Role.ROLLOUT, min(rollouts.min_available, rollouts.replicas)), (Role.LEARNER, 1)):
+    for role, least in ((Role.ROLLOUT, min(rollouts.min_available, rollouts.replicas)), (Role.LEARNER, job.spec.learner.nodes)):
         selector = {"matchLabels": names.labels(owner.name, role)}
         meta = metadata(owner, f"{owner.name}-{role}", role)
         spec = {"minAvailable": least, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"}

@@ -31,7 +31,7 @@ from rlvr_trainer.distributed.commands import (
     TakeSupervisedStep,
 )
 from rlvr_trainer.distributed.ranks import Shard
-from rlvr_trainer.distributed.rendezvous import Inbox, join, leave
+from rlvr_trainer.distributed.rendezvous import JOIN_SECONDS, LOOPBACK, Inbox, join, leave
 from rlvr_trainer.learner import Learner
 from rlvr_trainer.policy import Policy
 from rlvr_trainer.reverse_kl_learner import ReverseKlLearner
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(options.lead,), name="orphan-watch", daemon=True).start()
-    spec, ranks, inbox = join(options.port, options.rank)
+    spec, ranks, inbox = join(options.host, options.port, options.rank, options.join_seconds)
     try:
         policy = Policy.load(options.model, spec, ranks)
     except (OSError, ValueError) as error:
@@ -128,8 +128,10 @@ def _end_with(lead: int) -> None:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rank", type=int, required=True, help="this process's, from 1")
+    parser.add_argument("--host", default=LOOPBACK, help="of the lead's store")
+    parser.add_argument("--join-seconds", type=float, default=JOIN_SECONDS, help="longest wait for the lead")
     parser.add_argument("--port", type=int, required=True, help="of the lead's store")
-    parser.add_argument("--lead", type=int, required=True, help="its process id")
+    parser.add_argument("--lead", type=int, required=True, help="process id of its parent: the lead, or what stands for it on another node")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     return parser
 

@@ -2,8 +2,9 @@
 
     open_ranks(spec, model) -> Rendezvous -> followers as children -> connect -> Ranks ... Close -> they end by themselves
 
-A follower that is lost ends this process at once: what it waits for in a collective would never come, and the next attempt goes on from
-the last commit. Followers inherit the environment, less the credentials, which they have no use for.
+Those of other nodes start by themselves (`node`). A follower of this node that is lost ends this process at once: what it waits for in a
+collective would never come, and the next attempt goes on from the last commit. One of another node ends its pod, and so the attempt.
+Followers inherit the environment, less the credentials, which they have no use for.
 """
 
 import logging
@@ -12,15 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlvr_api.process import TEACHER_API_KEY
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_trainer.distributed.commands import Close, Command
 from rlvr_trainer.distributed.ranks import ALONE, Ranks
-from rlvr_trainer.distributed.rendezvous import Rendezvous, dist, leave
+from rlvr_trainer.distributed.rendezvous import JOIN_SECONDS, LOOPBACK, Rendezvous, dist, leave
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +43,24 @@ class LostRankError(RuntimeError):
 
 
 @contextmanager
-def open_ranks(spec: RLVRJobSpec, model: Path) -> Iterator[Ranks]:
+def open_ranks(spec: RLVRJobSpec, model: Path, advertised_host: str = LOOPBACK, port: int = 0) -> Iterator[Ranks]:
     """The processes of the learner, this one as their lead; they end with the block.
 
     Args:
         model: folder of the model, which every process loads.
+        advertised_host: of this node, for those of other nodes, which start by themselves.
+        port: where they look for the lead; 0 where there are none.
 
     Raises:
         LostRankError: in place of what the block raised, when a follower had ended before; it is the reason.
         RuntimeError: the followers did not join in time.
     """
-    if spec.learner.processes_per_node == 1:
+    if spec.learner.processes == 1:
         yield ALONE
         return
-    rendezvous = Rendezvous(spec)
-    followers = Followers(rendezvous, model)
+    rendezvous = Rendezvous(spec, advertised_host, port)
+    meeting = Meeting(rendezvous.host, rendezvous.port)
+    followers = Followers(meeting, model, range(1, spec.learner.processes_per_node), rendezvous)
     try:
         ranks = rendezvous.connect()
         logger.info("the learner has %d processes", ranks.size)
@@ -70,16 +75,30 @@ def open_ranks(spec: RLVRJobSpec, model: Path) -> Iterator[Ranks]:
         followers.kill()
 
 
-class Followers:
-    """The other processes of a learner, as children of this one."""
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where a follower finds the lead."""
 
-    def __init__(self, rendezvous: Rendezvous, model: Path) -> None:
-        command = [sys.executable, *FOLLOWER, "--port", str(rendezvous.port), "--lead", str(os.getpid()), "--model", str(model)]
-        self._tell = rendezvous.tell
-        self._children = {
-            rank: subprocess.Popen([*command, "--rank", str(rank)], env=without_credentials(os.environ))
-            for rank in range(1, rendezvous.size)
-        }
+    host: str
+    port: int
+    join_seconds: float = JOIN_SECONDS
+    """Longest wait for it."""
+
+
+def start_followers(meeting: Meeting, model: Path, ranks: Iterable[int]) -> dict[int, "subprocess.Popen[bytes]"]:
+    """Processes of this node by rank, as children of this one; they end with it, and have no credentials."""
+    place = ("--host", meeting.host, "--port", str(meeting.port), "--join-seconds", str(meeting.join_seconds))
+    command = [sys.executable, *FOLLOWER, *place, "--lead", str(os.getpid()), "--model", str(model)]
+    env = without_credentials(os.environ)
+    return {rank: subprocess.Popen([*command, "--rank", str(rank)], env=env) for rank in ranks}
+
+
+class Followers:
+    """The other processes of the lead's node, as children of this one."""
+
+    def __init__(self, meeting: Meeting, model: Path, ranks: range, rendezvous: Rendezvous) -> None:
+        self._rendezvous = rendezvous
+        self._children = start_followers(meeting, model, ranks)
         self._closing = threading.Event()
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
@@ -96,9 +115,11 @@ class Followers:
     def close(self) -> None:
         """Tell them that there is nothing more to do, and wait until they have ended."""
         self._closing.set()
-        self._tell(lambda: Command(Close()))
+        self._rendezvous.tell(lambda: Command(Close()))
         leave()
         deadline = time.monotonic() + CLOSE_SECONDS
+        if not self._rendezvous.is_heard_until(deadline):  # those of other nodes are no children, and ask this process
+            logger.warning("not all processes heard within %.0f s that there is nothing more to do; nothing is lost by it", CLOSE_SECONDS)
         for rank, child in self._children.items():
             try:
                 child.wait(max(0.0, deadline - time.monotonic()))
@@ -120,15 +141,17 @@ class Followers:
                 os._exit(1)
 
     def _describe_lost(self) -> str:
-        for rank, child in self._children.items():
-            code = child.poll()
-            if code is not None:
-                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                return (
-                    f"rank {rank} of the learner's {len(self._children) + 1} processes {how} before the others; what it said is above, "
-                    "and when it said nothing, look at the memory that the learner may use"
-                )
-        return ""
+        ended = ((rank, child.poll()) for rank, child in self._children.items())
+        return next((describe_lost(rank, self._rendezvous.size, code) for rank, code in ended if code is not None), "")
+
+
+def describe_lost(rank: int, size: int, code: int) -> str:
+    """What to say of a process that ended too early."""
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return (
+        f"rank {rank} of the learner's {size} processes {how} before the others; what it said is above, "
+        "and when it said nothing, look at the memory that the learner may use"
+    )
 
 
 def without_credentials(environ: Mapping[str, str]) -> dict[str, str]:
