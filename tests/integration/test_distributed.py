@@ -21,7 +21,7 @@ from rlvr_trainer.pretrained import write_tiny_model
 
 pytestmark = pytest.mark.timeout(600)
 SECONDS = 300
-SEVERAL = [("plain", 3), ("large", 2), ("adapters", 2)]
+SEVERAL = [("plain", 3), ("large", 2), ("adapters", 2), ("nodes", 2)]
 """Modes and numbers of processes, each compared with one process of its mode."""
 GRADIENT = [name for name, settings in rank_trials.TRIALS.items() if settings.get("optimizer") is rank_trials.GRADIENT]
 
@@ -161,6 +161,14 @@ def test_what_all_find_wrong_with_a_model_is_what_the_lead_says(tmp_path):
     assert done.returncode == 1
     assert "LostRankError" not in done.stderr  # rank 1 says the same where it comes to it before the lead ends it
     assert "OSError" in done.stderr.splitlines()[-1]
+
+
+def test_a_process_that_another_node_loses_ends_that_node_and_the_next_step(model):
+    command = [sys.executable, rank_trials.__file__, "--lose", "node", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert done.stdout.split() == ["1"]
+    assert "error: LostRankError: node 1: rank 1 of the learner's 2 processes was ended by signal 9" in done.stderr
 
 
 def test_without_the_lead_the_others_end(model):

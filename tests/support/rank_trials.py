@@ -11,13 +11,17 @@ import math
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import torch
+from commands import free_port
 from safetensors.torch import load_file, save_file
 
 from rlvr_api.spec import RLVRJobSpec
@@ -26,6 +30,7 @@ from rlvr_api.wire import Verdict, VerdictStatus
 from rlvr_trainer import policy as policy_module
 from rlvr_trainer.distributed import follower, lead
 from rlvr_trainer.distributed.lead import open_ranks
+from rlvr_trainer.distributed.node import follow_lead
 from rlvr_trainer.learner import Learner
 from rlvr_trainer.policy import Policy, read_weights
 from rlvr_trainer.reverse_kl_learner import ReverseKlLearner, TaughtExample
@@ -44,6 +49,7 @@ MODES = {
     # One micro-batch for all, logits of a chunk of rows at a time, and activations computed twice.
     "large": ({"tokensPerMicroBatch": 4096, "gradientCheckpointing": True}, {}),
     "adapters": ({"tokensPerMicroBatch": 24}, {"lora": {"rank": 4}}),
+    "nodes": ({"tokensPerMicroBatch": 24, "nodes": 2}, {}),
 }
 """Settings of learner and model that trials are made with."""
 SETTINGS = dict(zip(("learner", "model"), MODES["plain"], strict=True))
@@ -63,13 +69,14 @@ TRIALS = {
 
 
 def make_spec(processes, optimizer=None, **stage):
-    """Of one stage."""
+    """Of one stage; one process has one node, whatever the mode says."""
+    nodes = min(processes, SETTINGS["learner"].get("nodes", 1))
     return RLVRJobSpec.model_validate({
         "model": {"uri": "file:///model", "maxModelLen": 128, **SETTINGS["model"]},
         "environments": [{"name": "sums", "arithmetic": {}}],
         "sampling": {"maxTokens": 8},
         "stages": [{"name": "climb", "rlvr": {"steps": 10, **stage, "optimizer": {"learningRate": 1e-3, **(optimizer or {})}}}],
-        "learner": {"processesPerNode": processes, **SETTINGS["learner"]},
+        "learner": {**SETTINGS["learner"], "processesPerNode": processes // nodes, "nodes": nodes},
         "deadlines": {"provisioningSeconds": 280, "stallSeconds": 200},
     })  # fmt: skip
 
@@ -183,10 +190,53 @@ def run_others(policy, start, results):
     (results / "others.json").write_text(json.dumps({"said": said, "updated": updated, "logprobs": logprobs}))
 
 
+@contextmanager
+def open_nodes(spec, model):
+    """As `open_ranks`; the other nodes are processes of this machine."""
+    if spec.learner.nodes == 1:
+        with open_ranks(spec, model) as ranks:
+            yield ranks
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    ports = [free_port(), free_port()]
+    command = [sys.executable, __file__, "nodes", "--node", str(model), str(spec.learner.processes), *map(str, ports)]
+    with subprocess.Popen(command) as other:
+        try:
+            with open_ranks(spec, model, "127.0.0.1", ports[0]) as ranks:
+                yield ranks
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
+
+
+def be_node(model, processes, rendezvous_port, status_port):
+    """The second node, until the lead has nothing more to do."""
+    job = SimpleNamespace(spec=make_spec(processes))
+    return follow_lead(
+        SimpleNamespace(
+            job=job, node=1, advertised_host="127.0.0.1", rendezvous_port=rendezvous_port, status_port=status_port, model_dir=model
+        )
+    )
+
+
+def lose_node(model):
+    """End a process of the second node by SIGKILL: the lead's next step fails, and the node says why."""
+    choose("nodes")
+    spec = make_spec(2)
+    with open_nodes(spec, model) as ranks:
+        learner = Learner(Policy.load(model, spec, ranks), spec.stages[0].rlvr, spec)
+        learner.step(make_groups(), 0, at_step_0)
+        (node,) = psutil.Process().children()
+        (child,) = node.children()
+        child.kill()
+        print(node.wait(30), flush=True)
+        learner.step(make_groups(), 1, at_step_0)
+
+
 def main(model, processes, results, others=None):
     """All trials with this number of processes."""
     spec = make_spec(processes)
-    with open_ranks(spec, model) as ranks:
+    with open_nodes(spec, model) as ranks:
         policy = Policy.load(model, spec, ranks)
         start = make_start(policy, model)
         for name in TRIALS:
@@ -226,10 +276,14 @@ def choose(mode):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:3] == ["--lose", "node"]:
+        lose_node(Path(sys.argv[3]))
     if sys.argv[1] == "--lose":
         lose_somebody(Path(sys.argv[3]), sys.argv[2])
     choose(sys.argv[1])
     torch.set_num_threads(1)
     if sys.argv[2] == "--follower":
         sys.exit(follower.main(sys.argv[3:]))
+    if sys.argv[2] == "--node":
+        sys.exit(be_node(Path(sys.argv[3]), *map(int, sys.argv[4:])))
     main(Path(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:]))

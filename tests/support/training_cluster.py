@@ -217,7 +217,10 @@ class Training:
 
     def delete_pods(self, role):
         for pod in self.live_pods(role):
-            kubectl("-n", self.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false")
+            self.delete_pod(pod)
+
+    def delete_pod(self, pod):
+        kubectl("-n", self.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false")
 
     def scale(self, replicas):
         kubectl("-n", self.namespace, "scale", "rlvr", self.name, f"--replicas={replicas}")

@@ -6,7 +6,7 @@ import pytest
 from commands import run
 from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
 
-MAX_JOBS = 4
+MAX_JOBS = 5
 
 
 @pytest.fixture(scope="session")
