@@ -9,6 +9,7 @@ in every other one; the first ones, which touch memory for the first time, do no
 - `logprob_gap_max`: largest difference of a log-prob between sampler and trainer, over all updates.
 - `paused_share`: time in which the engine stands still, over the time of a run that samples all the while and publishes every `--interval`
   seconds. The demo's steps are no shorter.
+- `delta_share_bfloat16`: bytes of an update through the object store over those of the model, at a learning rate of 1e-6 (`_store_deltas`).
 - `reform_seconds`: from the death of another member in mid-broadcast (kill -9 of a process that had received its first bucket) until the
   engine has the same version under the next epoch and has passed its probe.
 """
@@ -59,6 +60,8 @@ HOST = "127.0.0.1"
 
 def main() -> None:
     """Measure, print one table, and one JSON object as the last line."""
+    from benchmarks._store_deltas import measure_deltas  # this file is also run by its path, as the other end
+
     options = _options()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="rlvr-bench-") as folder:
@@ -71,6 +74,7 @@ def main() -> None:
                 paused_share, tokens_per_second = run_with_updates(learner, publisher, options)
                 while len(learner.gaps) < options.updates:
                     learner.publish(publisher)
+            deltas = measure_deltas(learner.weights, options.rounds)
             reforms = [time_reform(learner, attempt) for attempt in range(2, 2 + options.rounds)]
     ratio = statistics.median(update.update_seconds / seconds for update, seconds in zip(updates, raws, strict=True))
     size = updates[0].size_bytes / 1e6
@@ -88,9 +92,15 @@ def main() -> None:
     row = f"engine paused, an update every {options.interval:g} s at {tokens_per_second:.0f} tokens/s"
     table.add_row(row, f"{paused_share:.2%}", f"{PAUSED_LIMIT:.0%}")
     table.add_row("death in mid-broadcast to the next epoch's probe", f"{statistics.median(reforms):.2f} s", "")
-    Console(width=120).print(table)
+    for row in deltas:
+        size = f"{row.megabytes:.1f} MB, {row.share_of_model:.1%} of the model"
+        what = f"through S3, {row.dtype}, learning rate {row.learning_rate:g}: {size}"
+        seconds = f"write {row.write_seconds:.2f} s, fetch {row.follow_seconds:.2f} s, from base {row.late_seconds:.2f} s"
+        table.add_row(what, seconds, "")
+    Console(width=160).print(table)
     numbers = {
         "update_over_broadcast": round(ratio, 3), "logprob_gap_max": float(f"{max(learner.gaps):.2e}"),
+        "delta_share_bfloat16": round(deltas[0].share_of_model, 4),
         "paused_share": round(paused_share, 5), "reform_seconds": round(statistics.median(reforms), 3),
     }  # fmt: skip
     print(json.dumps(numbers))
