@@ -77,9 +77,9 @@ def _measure(
         late = time.monotonic() - began
     finally:
         writer.close()
-    size = statistics.median(sizes)
+    median = statistics.median(sizes)
     return DeltaRow(
-        dtype, rate, size / layout.size_bytes, size / 1e6, statistics.median(writes), statistics.median(follows), late
+        dtype, rate, median / layout.size_bytes, median / 1e6, statistics.median(writes), statistics.median(follows), late
     )  # fmt: skip
 
 

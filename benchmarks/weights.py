@@ -92,10 +92,10 @@ def main() -> None:
     row = f"engine paused, an update every {options.interval:g} s at {tokens_per_second:.0f} tokens/s"
     table.add_row(row, f"{paused_share:.2%}", f"{PAUSED_LIMIT:.0%}")
     table.add_row("death in mid-broadcast to the next epoch's probe", f"{statistics.median(reforms):.2f} s", "")
-    for row in deltas:
-        size = f"{row.megabytes:.1f} MB, {row.share_of_model:.1%} of the model"
-        what = f"through S3, {row.dtype}, learning rate {row.learning_rate:g}: {size}"
-        seconds = f"write {row.write_seconds:.2f} s, fetch {row.follow_seconds:.2f} s, from base {row.late_seconds:.2f} s"
+    for delta in deltas:
+        written = f"{delta.megabytes:.1f} MB, {delta.share_of_model:.1%} of the model"
+        what = f"through S3, {delta.dtype}, learning rate {delta.learning_rate:g}: {written}"
+        seconds = f"write {delta.write_seconds:.2f} s, fetch {delta.follow_seconds:.2f} s, from base {delta.late_seconds:.2f} s"
         table.add_row(what, seconds, "")
     Console(width=160).print(table)
     numbers = {
