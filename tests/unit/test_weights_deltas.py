@@ -10,6 +10,7 @@ from blob_server import BlobServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlvr_trainer.storage.errors import StorageError
 from rlvr_trainer.weights.buckets import pack_bucket, plan_layout
 from rlvr_trainer.weights.chain_reader import DamagedChainError, FetchError, WeightCopy
 from rlvr_trainer.weights.chain_writer import ChainWriter
@@ -146,6 +147,30 @@ def test_weights_in_use_stay_as_they_are_while_the_next_delta_is_applied():
         run.step(0.5)
         run.follow(copy)
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in in_use.items())
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["lost", "answer lost"])
+def test_after_a_failed_write_comes_a_base_and_nothing_stays_behind(monkeypatch, is_stored):
+    with chain() as run:
+        late = WeightCopy()
+        run.step()
+        run.step()
+
+        def fail(key, data):
+            if is_stored:
+                run.store.put(key, data)
+            raise StorageError("the store does not answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run.store, "put_if_absent", fail)
+            with pytest.raises(StorageError):
+                run.step()
+        assert run.writer.write(run.tensors, run.layout, run.version) == run.layout.size_bytes
+        run.follow(late)
+        run.assert_equal(late)
+        assert {key.split("/")[2] for key in run.store.objects} == {"00000003"}
+        run.writer.close()
+        assert not run.store.objects
 
 
 def test_an_engine_that_follows_fetches_the_last_link_alone():

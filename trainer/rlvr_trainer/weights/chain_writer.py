@@ -41,7 +41,7 @@ class ChainWriter:
         self._layout: Layout | None = None
         self._held: list[torch.Tensor] = []
         self._links: list[tuple[ChainLink, bytes]] = []
-        self._serial = 0
+        self._serial = -1
         self._garbage = self._written_by_older_attempts()
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="weights-upload")
 
@@ -54,24 +54,23 @@ class ChainWriter:
         if self._links and self._layout == layout and self._links[-1][0].version == version:
             return 0
         started, why = time.monotonic(), self._why_base(layout)
-        self._layout = layout
-        before, self._links = self._links, []  # a write that fails leaves nothing to build on
-        parent = None if why else hashlib.sha256(before[-1][1]).hexdigest()
-        parts = self._write_parts(layout, tensors, is_base=parent is None)
-        if all(part.whole for part in parts):
-            parent, why = None, why or "too much changed for a delta in every bucket"
-        link = ChainLink(attempt=self._attempt, version=version, parent=parent, parts=parts)
-        document = link.to_bytes()
-        self._store.put_if_absent(weights_key(self._attempt, self._serial, DOCUMENT), document)
-        self._serial += 1
-        self._links = [*(before if parent else ()), (link, document)]
+        before, self._links, self._layout = self._links, [], layout
+        written = None
+        try:
+            written = self._write_link(tensors, layout, version, None if why else hashlib.sha256(before[-1][1]).hexdigest())
+        finally:
+            if written is None:  # and nothing to build on is left
+                self._garbage += [weights_key(self._attempt, self._serial, name) for name in _names(layout)]
+            if written is None or written[0].parent is None:
+                self._garbage += [key for old, _ in before for key in self._keys(old)]
+        link, _ = written
+        why = why or ("" if link.parent else "too much changed for a delta in every bucket")
+        self._links = [*(before if link.parent else ()), written]
         log.info(
             "version %d is %.3f MB in the object store, %.1f %% of the model, after %.2f s: %s", version, link.sent_bytes / 1e6,
             100 * link.sent_bytes / layout.size_bytes, time.monotonic() - started,
             f"whole, since {why}" if why else f"delta {len(self._links) - 1} of at most {self._max_deltas} on a base",
         )  # fmt: skip
-        if parent is None:
-            self._garbage += [key for old, _ in before for key in self._keys(old)]
         self._collect()
         return link.sent_bytes
 
@@ -99,6 +98,17 @@ class ChainWriter:
             return f"there are {len(deltas)} deltas on the last base"
         return f"the deltas on the last base have {sum(deltas)} bytes, and it has {base}" if sum(deltas) >= base else ""
 
+    def _write_link(self, tensors: Mapping[str, torch.Tensor], layout: Layout, version: int, parent: str | None) -> tuple[ChainLink, bytes]:
+        """A serial is used once: a write whose answer was lost may have been done."""
+        self._serial += 1
+        parts = self._write_parts(layout, tensors, is_base=parent is None)
+        if all(part.whole for part in parts):
+            parent = None
+        link = ChainLink(attempt=self._attempt, version=version, parent=parent, parts=parts)
+        document = link.to_bytes()
+        self._store.put_if_absent(weights_key(self._attempt, self._serial, DOCUMENT), document)
+        return link, document
+
     def _write_parts(self, layout: Layout, tensors: Mapping[str, torch.Tensor], is_base: bool) -> tuple[BucketPart, ...]:
         held, self._held = self._held, []
         under_way: deque[Future[BucketPart]] = deque()
@@ -122,7 +132,7 @@ class ChainWriter:
     def _write_part(self, index: int, bucket: Bucket, before: torch.Tensor | None, packed: torch.Tensor) -> BucketPart:
         result = hashlib.sha256(packed.numpy().data).hexdigest()
         delta = None if before is None else encode_delta(before, packed, DTYPE_BYTES[bucket.slots[0].dtype])
-        key = weights_key(self._attempt, self._serial, f"{index:05d}")
+        key = weights_key(self._attempt, self._serial, _name(index))
         if delta == b"":
             return BucketPart(whole=False, blob=StoredBlob(key=key, bytes=0, sha256=hashlib.sha256().hexdigest()), result_sha256=result)
         blob = self._store.put(key, packed.numpy().tobytes() if delta is None else delta)
@@ -154,3 +164,12 @@ class ChainWriter:
             log.warning("old weights stay in the store for now: %s", error)
         else:
             self._garbage = []
+
+
+def _name(bucket: int) -> str:
+    return f"{bucket:05d}"
+
+
+def _names(layout: Layout) -> list[str]:
+    """Of all objects that a version may have."""
+    return [*map(_name, range(len(layout.buckets))), DOCUMENT]
