@@ -95,6 +95,11 @@ REFUSED = {
         },
         "learns from completions of one turn",
     ),
+    "two ways for weights": (
+        "spec.weightSync",
+        {"torchDistributed": {}, "objectStore": {}},
+        "torchDistributed and objectStore are both set",
+    ),
     "an operation twice": ("spec.environments.0.arithmetic", {"operations": ["+", "+"]}, "twice"),
     "a group of one": ("spec.stages.0.rlvr.groupSize", 1, "at least 2"),
     "ordered and resampled": (
