@@ -20,7 +20,6 @@ from rlvr_api.loading import load_job
 from rlvr_api.process import Role
 from rlvr_operator import render
 from rlvr_operator.autoscale import Scale
-from rlvr_operator.plan import WEIGHT_TRANSFER_BACKEND
 from rlvr_operator.render import Owner, Site
 from rlvr_operator.render.site import PYTHON
 
@@ -47,18 +46,18 @@ spec:
   stages: [{name: climb, rlvr: {steps: 1}}]
   rollouts: {pod: {resources: {requests: {cpu: 100m}}}}
 """)
-ENGINE = f"""
+ENGINE = """
 import json, os, torch
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 load_general_plugins()
 current_platform.import_kernels()
-print(json.dumps({{
-    "transport": "{WEIGHT_TRANSFER_BACKEND}" in WeightTransferEngineFactory._registry,
+print(json.dumps({
+    "transports": sorted(name for name in WeightTransferEngineFactory._registry if name.startswith("rlvr_")),
     "kernels": hasattr(torch.ops._C, "init_cpu_memory_env"),
     "openmp": os.environ["LD_PRELOAD"] in open("/proc/self/maps").read(),
-}}))
+}))
 """
 LIBRARIES = """
 import importlib.util, json, os, shutil
@@ -203,9 +202,13 @@ def test_the_verifier_gets_ready(namespace):
     wait_until_ready(namespace, "verifier")
 
 
-def test_an_engine_finds_its_kernels_and_our_weight_transport(namespace):
+def test_an_engine_finds_its_kernels_and_our_weight_transports(namespace):
     spec = template("rollout", namespace)["spec"]
     start("rollout", namespace, "rollout", with_command(spec, [PYTHON, "-c", ENGINE], spec["containers"][0]["env"]))
     code, log = ended(namespace, "rollout")
     assert code == 0, log
-    assert json.loads(log.splitlines()[-1]) == {"transport": True, "kernels": True, "openmp": True}
+    assert json.loads(log.splitlines()[-1]) == {
+        "transports": ["rlvr_object_store", "rlvr_torch_distributed"],
+        "kernels": True,
+        "openmp": True,
+    }
