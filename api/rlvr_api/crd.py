@@ -74,6 +74,7 @@ def _version() -> dict[str, Any]:
             _column("Rollouts", "string", ".status.rolloutsSummary"),
             _column("Restarts", "integer", ".status.restarts"),
             _column("Age", "date", ".metadata.creationTimestamp"),
+            {**_column("Queue", "string", ".spec.scheduling.queue.name"), "priority": 1},
             {**_column("Reason", "string", ".status.reason"), "priority": 1},
             {**_column("Message", "string", ".status.message"), "priority": 1},
             {**_column("Weights", "integer", ".status.progress.weightVersion"), "priority": 1},

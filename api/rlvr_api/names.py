@@ -31,6 +31,13 @@ ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 """On pods: hash of the settings that they were started with."""
 ANNOTATION_SCALED_AT = f"{GROUP}/scaled-at"
 """On the verifiers' Deployment: when the operator last changed its replicas."""
+KUEUE_GROUP = "kueue.x-k8s.io"
+KUEUE_JOB_UID = f"{KUEUE_GROUP}/job-uid"
+"""On the Workload: what Kueue knows the job by."""
+KUEUE_POD_SET = f"{KUEUE_GROUP}/podset"
+"""On pods that Kueue admitted, as a label: their pod set."""
+KUEUE_WORKLOAD = f"{KUEUE_GROUP}/workload"
+"""On pods that Kueue admitted, as an annotation: their Workload."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 """On the learner's objects: the attempt they belong to."""
 
@@ -69,6 +76,11 @@ def config_map_name(job: str) -> str:
 def seal_secret_name(job: str) -> str:
     """Name of the Secret with the key that seals gold answers."""
     return f"{job}-seal"
+
+
+def kueue_workload_name(job: str) -> str:
+    """Name of the Workload by which Kueue knows the job."""
+    return f"{job}-kueue"
 
 
 def service_account_name(job: str) -> str:

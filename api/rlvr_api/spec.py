@@ -247,9 +247,20 @@ class Ttl(ApiModel):
     """The learner's finished pod with its log."""
 
 
+class Queue(ApiModel):
+    """A queue of Kueue. No pod starts before the queue has admitted the job as a whole: learner, engines and verifiers at their most."""
+
+    name: ObjectName
+    """LocalQueue in the job's namespace."""
+    priority_class_name: ObjectName | None = None
+    """WorkloadPriorityClass, by which jobs are ordered and preempt each other. Unset: the pods' PriorityClass, or priority 0."""
+
+
 class Scheduling(ApiModel):
     """Where pods go, for all roles; `pod` of a role says more."""
 
+    queue: Queue | None = None
+    """Unset: the job waits in no queue."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of all pods."""
     gpu_resource: QualifiedName = "nvidia.com/gpu"

@@ -18,6 +18,8 @@ from rlvr_operator import metrics
 from rlvr_operator.cache import Cache
 from rlvr_operator.cluster import Cluster, ClusterError, ConflictError, UnavailableError
 from rlvr_operator.election import Election, LeadershipLostError
+from rlvr_operator.kinds import WATCHED, WATCHED_WITH_KUEUE
+from rlvr_operator.kueue import Kueue
 from rlvr_operator.reconcile import Reconciler
 from rlvr_operator.server import Health, serve
 from rlvr_operator.settings import Settings, SettingsError, read_settings
@@ -58,14 +60,16 @@ async def _run(settings: Settings) -> int:
     tracing = start_tracing()
     try:
         async with await Cluster.connect() as cluster:
-            watches = Watches(cluster, cache, queue, settings.watch_namespaces, settings.resync_seconds)
+            children = WATCHED_WITH_KUEUE if settings.uses_kueue else WATCHED
+            watches = Watches(cluster, cache, queue, settings.watch_namespaces, settings.resync_seconds, children)
             health = Health(lambda: watches.heard, queue.oldest_seconds)
             server = await serve(health, settings.http_port)
             try:
                 await _list_patiently(watches)
                 health.is_ready = True
                 election = Election(cluster, settings.namespace, settings.lease_name, settings.pod_name)
-                reconciler = Reconciler(cluster, cache, settings.site, queue, phases)
+                kueue = Kueue(cluster, cache, settings.uses_kueue)
+                reconciler = Reconciler(cluster, cache, settings.site, queue, phases, kueue)
                 await _lead(settings, stop, election, reconciler, watches, queue)
             finally:
                 await server.cleanup()

@@ -52,6 +52,7 @@ class Cache:
 
     def __init__(self) -> None:
         self._families: dict[Key, dict[Name, Packed]] = {}
+        self._unserved: set[str] = set()
 
     def job(self, key: Key) -> Object | None:
         """The RLVRJob."""
@@ -109,6 +110,14 @@ class Cache:
         for key, name in gone:
             self._forget(key, name)
         return {key for key, _ in gone}
+
+    def note_served(self, kind: str, is_served: bool) -> None:
+        """Whether the API server knows a kind."""
+        self._unserved.discard(kind) if is_served else self._unserved.add(kind)
+
+    def is_served(self, kind: str) -> bool:
+        """Whether the API server is thought to know a kind."""
+        return kind not in self._unserved
 
     def _forget(self, key: Key, name: Name) -> None:
         del self._families[key][name]

@@ -99,8 +99,8 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self._api.close()
 
-    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """One object; None if there is none."""
+    async def get(self, kind: str, namespace: str | None, name: str) -> Object | None:
+        """One object, of the cluster without a namespace; None if there is none."""
         try:
             return await self._request("GET", KINDS[kind].path(namespace, name))
         except GoneError:
@@ -184,9 +184,10 @@ class Cluster:
         """Write a whole object, if it is still as it was read."""
         return await self._request("PUT", KINDS[item["kind"]].path(item["metadata"]["namespace"], item["metadata"]["name"]), item)
 
-    async def merge(self, kind: str, namespace: str, name: str, patch: Object) -> Object:
+    async def merge(self, kind: str, namespace: str, name: str, patch: Object, subresource: str | None = None) -> Object:
         """Merge-patch an object."""
-        return await self._request("PATCH", KINDS[kind].path(namespace, name), patch, content_type="application/merge-patch+json")
+        path = KINDS[kind].path(namespace, name, subresource)
+        return await self._request("PATCH", path, patch, content_type="application/merge-patch+json")
 
     async def delete(self, namespace: str, deletion: Deletion) -> None:
         """Delete one object, and its pods in the background; nothing happens if it is gone, or another one."""

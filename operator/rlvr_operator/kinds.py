@@ -15,6 +15,8 @@ class Kind:
     plural: str
     is_child: bool = True
     """Belongs to jobs, and is watched by the label of children."""
+    needs_kueue: bool = False
+    """Is there only where Kueue is."""
 
     @property
     def api_version(self) -> str:
@@ -41,10 +43,15 @@ KINDS = {
         Kind("Service", "", "v1", "services"),
         Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
         Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
+        Kind("Workload", names.KUEUE_GROUP, "v1beta2", "workloads", needs_kueue=True),
+        Kind("ResourceFlavor", names.KUEUE_GROUP, "v1beta2", "resourceflavors", is_child=False, needs_kueue=True),
+        Kind("WorkloadPriorityClass", names.KUEUE_GROUP, "v1beta2", "workloadpriorityclasses", is_child=False, needs_kueue=True),
+        Kind("PriorityClass", "scheduling.k8s.io", "v1", "priorityclasses", is_child=False),
         Kind("Secret", "", "v1", "secrets", is_child=False),
         Kind("Event", "", "v1", "events", is_child=False),
         Kind("Lease", "coordination.k8s.io", "v1", "leases", is_child=False),
     )
 }
-WATCHED = tuple(kind for kind in KINDS.values() if kind.is_child)
+WATCHED = tuple(kind for kind in KINDS.values() if kind.is_child and not kind.needs_kueue)
+WATCHED_WITH_KUEUE = (*WATCHED, KINDS["Workload"])
 CHILD_SELECTOR = ",".join(f"{key}={value}" for key, value in names.MANAGED_BY.items())

@@ -5,6 +5,7 @@
       over      keep its end; remove engines and verifiers, later the learner's pod
       suspend   end the learner (it commits), then everything else
       hold      the learner ended because its reward cannot be believed: engines and verifiers go, until the spec is changed
+      queue     without quota: end what runs as in a suspension, give the quota back, wait for the queue (jobs that name one)
       run       an attempt of the learner (numbered, never reused), verifiers at once, engines once a learner's preflight has passed
 
 The attempt's number is in the status before any of its objects exists. Nothing here remembers: killed at any point, the operator decides
@@ -12,78 +13,58 @@ the same from what it finds.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from rlvr_api import names
 from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import ExitCode, Role
-from rlvr_api.spec import RLVRJob
 from rlvr_api.status import Progress, RLVRJobStatus, RoleStatus, Termination
 from rlvr_operator import render
 from rlvr_operator.attempts import LEAD_SECONDS, AttemptEnd, attempt_end, failures_after, next_attempt_at, telling_pod
 from rlvr_operator.autoscale import Scale
-from rlvr_operator.observation import Ending, Observation, Problem
-from rlvr_operator.observe import Children, PodView
+from rlvr_operator.claims import (
+    admitted_by,
+    finished,
+    in_use,
+    is_outdated,
+    most,
+    released,
+    why_not_admitted,
+)
+from rlvr_operator.look import Decision, Look, QueueUnavailableError
+from rlvr_operator.observation import NO_QUEUE, Admission, Ending, Observation, Problem
+from rlvr_operator.observe import Children, PodView, is_gone, is_idle
 from rlvr_operator.problems import role_problems, unplaced
 from rlvr_operator.removals import (
     Deletion,
+    drain,
     needless_budgets,
     outdated_engines,
+    remove_claim,
     remove_learners,
     remove_services,
     restarting_engines,
     wedged_pods,
 )
-from rlvr_operator.render import Object, Owner, Site
-from rlvr_operator.render.site import spec_hash
+from rlvr_operator.render import Object
+from rlvr_operator.render.site import ANYWHERE, spec_hash
 from rlvr_operator.status import next_status
 
 HOW_TO_GO_ON = (
     "paused by spec.integrity.onViolation: mend the environment in a new job, or set onViolation to Warn to go on from the last checkpoint"
 )
-STOPPED = (Phase.SUSPENDING, Phase.SUSPENDED)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do now."""
-
-    status: RLVRJobStatus
-    objects: tuple[Object, ...] = ()
-    """Objects that must be there like this."""
-    deletions: tuple[Deletion, ...] = ()
-    needs_seal: bool = False
-    """The Secret with the seal key must be there."""
-    look_again_at: datetime | None = None
-    """When time alone will change something."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look at a job."""
-
-    job: RLVRJob
-    owner: Owner
-    generation: int
-    site: Site
-    previous: RLVRJobStatus
-    seen: Children
-    now: datetime
-    unborn: int | None = None
-    """Attempt whose Job is known not to have been created yet."""
-    witnessed: int = 0
-    """Latest attempt whose Job is known to have existed."""
-    scale: Scale | None = None
-    """Wanted verifiers, where they are scaled."""
-
-    def image(self, role: Role) -> str:
-        """The pinned image of a role."""
-        return self.previous.images.get(role) or self.site.images[role]
+STOPPED = (Phase.SUSPENDING, Phase.SUSPENDED, Phase.QUEUED)
+TO_THE_QUEUE = (Reason.WAITING_FOR_QUOTA, Reason.EVICTED_BY_QUEUE, Reason.REQUESTS_CHANGED)
+"""Why a job that is stopped is on its way back into its queue, or in it."""
 
 
 def decide(look: Look) -> Decision:
-    """What should be of the job."""
+    """What should be of the job.
+
+    Raises:
+        QueueUnavailableError: it may not run without a queue, and there is none.
+    """
     ending = ended(look.previous)
     if ending is not None:
         return _finish(look, ending)
@@ -92,9 +73,11 @@ def decide(look: Look) -> Decision:
         return _finish(look, Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "all stages are finished"))
     if look.job.spec.suspend:
         return _suspend(look)
+    on_the_way = look.previous.phase in STOPPED and look.previous.reason in TO_THE_QUEUE
     if end is not None and end.exit_code == ExitCode.UNTRUSTWORTHY and look.previous.observed_generation in (None, look.generation):
-        return _hold(look, end)
-    return _run(look, end)
+        if not on_the_way:
+            return _hold(look, end)
+    return _run(look, end) if look.may_run else _queue(look)
 
 
 def ended(status: RLVRJobStatus) -> Ending | None:
@@ -125,23 +108,43 @@ def _finish(look: Look, ending: Ending) -> Decision:
         ending = replace(ending, phase=Phase.SUCCEEDED)
     status = _status(look, look.previous, ending).model_copy(update={"completion_time": completed})
     later = [at for at in (services_at, pods_at) if at > look.now]
-    return Decision(status, deletions=tuple(deletions), look_again_at=min(later, default=None))
+    claim_status = None
+    if look.claim is not None and not look.claim.is_finished and is_idle(seen):
+        claim_status = finished(look.claim, ending.phase is Phase.FAILED, ending.message, look.now)
+    return Decision(status, deletions=tuple(deletions), claim_status=claim_status, look_again_at=min(later, default=None))
 
 
 def _suspend(look: Look) -> Decision:
     """Ends the learner, which commits a checkpoint; what it needs goes after it."""
-    seen = look.seen
-    deletions = remove_learners(seen.learner_jobs)
-    if not any(not pod.ended for pod in seen.of(Role.LEARNER)):
-        deletions += remove_services(seen)
-    gone = not (seen.pods or seen.learner_jobs or seen.rollout_set or seen.verifier_deployment)
+    gone = is_gone(look.seen)
     message = (
         "no pod of it exists; set spec.suspend to false to go on from the last checkpoint" if gone else "the learner commits a checkpoint"
     )
     ending = Ending(Phase.SUSPENDED if gone else Phase.SUSPENDING, Reason.SUSPEND_REQUESTED, message)
-    base = look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
-    deletions += wedged_pods(seen)
-    return Decision(_status(look, base, ending), objects=_standing(look), deletions=tuple(deletions))
+    deletions = (*drain(look.seen), *(remove_claim(look.claim) if gone else ()))
+    return Decision(_status(look, _stopped(look), ending), objects=_standing(look), deletions=deletions)
+
+
+def _stopped(look: Look) -> RLVRJobStatus:
+    """What goes on from the status when a job is stopped and may be started anew."""
+    return look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
+
+
+def _queue(look: Look) -> Decision:
+    """Ends what runs, which commits a checkpoint; gives the quota back once nothing is left; and waits for the queue."""
+    if look.terms.problem is not None:
+        raise QueueUnavailableError(look.terms.problem)
+    claim, why = look.claim, why_not_admitted(look.claim, look.job)
+    gone, standing = is_gone(look.seen), _standing(look)
+    status = _status(look, _stopped(look), Ending(Phase.QUEUED if gone else Phase.SUSPENDING, why.reason, why.message))
+    if not gone:
+        return Decision(status, objects=standing, deletions=drain(look.seen))
+    if claim is None or not (claim.is_reserved or claim.is_finished or claim.is_going):
+        images = {role: look.image(role) for role in Role}
+        return Decision(status, (*standing, render.workload(look.job, look.owner, look.site, images, look.terms.priority)))
+    if claim.is_finished or is_outdated(claim, look.job):
+        return Decision(status, standing, remove_claim(claim))
+    return Decision(status, standing, claim_status=None if claim.evicted is None or claim.is_going else released(claim, look.now))
 
 
 def _hold(look: Look, end: AttemptEnd) -> Decision:
@@ -150,9 +153,8 @@ def _hold(look: Look, end: AttemptEnd) -> Decision:
     found = end.message if progress is None or progress.reward_trust is None else progress.reward_trust.message
     message = f"{_how_to_go_on(progress)}; found: {found}"
     held = Ending(Phase.SUSPENDED, Reason.REWARD_NOT_TRUSTWORTHY, message)
-    base = look.previous.model_copy(update={"restarts": 0, "start_time": None, "running_since": None})
-    deletions = (*remove_services(look.seen), *wedged_pods(look.seen))
-    return Decision(_status(look, base, held), objects=_standing(look), deletions=deletions)
+    deletions = (*remove_services(look.seen), *wedged_pods(look.seen), *(remove_claim(look.claim) if is_idle(look.seen) else ()))
+    return Decision(_status(look, _stopped(look), held), objects=_standing(look), deletions=deletions)
 
 
 def _how_to_go_on(progress: Progress | None) -> str:
@@ -224,25 +226,38 @@ def _carry_on(look: Look) -> Decision:
         *restarting_engines(seen),
         *wedged_pods(seen),
         *needless_budgets(seen, standing),
+        *(() if look.is_queued else remove_claim(look.claim)),
     ]
     again = None if status.running_since else _provisioning_deadline(look)
     if any(pod.is_lost for pod in seen.of(Role.LEARNER, attempt)):  # the lead of several may need to be given up
         again = min(filter(None, (again, look.now + timedelta(seconds=LEAD_SECONDS))))
-    return Decision(status, (*standing, *_workloads(look)), tuple(deletions), needs_seal=True, look_again_at=again)
+    told = _use_of_claim(look, is_ready=status.running_since is not None)
+    return Decision(status, (*standing, *_workloads(look)), tuple(deletions), told, needs_seal=True, look_again_at=again)
+
+
+def _use_of_claim(look: Look, is_ready: bool) -> Object | None:
+    """What Kueue is told while the job runs: that its pods are ready, and which of them are gone for good."""
+    if look.claim is None or not look.is_queued:
+        return None
+    wanted = {Role.ROLLOUT: look.job.spec.rollouts.replicas, Role.VERIFIER: most(look.job)}
+    spare = {role: look.claim.limit(role) - count for role, count in wanted.items() if len(look.seen.of(role)) <= count}
+    return in_use(look.claim, is_ready, spare, look.now)
 
 
 def _standing(look: Look) -> tuple[Object, ...]:
-    return render.standing(look.job, look.owner, look.site)
+    return render.standing(look.granted, look.owner, look.site)
 
 
 def _workloads(look: Look) -> Iterator[Object]:
-    job, owner, site, seen, attempt = look.job, look.owner, look.site, look.seen, look.previous.execution_attempt
-    yield render.verifiers(job, owner, site, look.image(Role.VERIFIER), look.scale or Scale(job.spec.verifiers.replicas, None))
+    job, owner, site, seen, attempt = look.granted, look.owner, look.site, look.seen, look.previous.execution_attempt
+    place = {role: look.terms.placements.get(role, ANYWHERE) for role in Role}
+    scale = look.scale or Scale(job.spec.verifiers.replicas, None)
+    yield render.verifiers(job, owner, site, look.image(Role.VERIFIER), scale, place[Role.VERIFIER])
     if seen.rollout_set is not None or _preflight_passed(seen, attempt):
-        yield render.rollouts(job, owner, site, look.image(Role.ROLLOUT))
+        yield render.rollouts(job, owner, site, look.image(Role.ROLLOUT), place[Role.ROLLOUT])
     older = any(not pod.ended for pod in seen.of(Role.LEARNER) if pod.attempt != attempt)
     if attempt == look.unborn and seen.learner_job(attempt) is None and not older:
-        yield render.learner(job, owner, site, look.image(Role.LEARNER), attempt)
+        yield render.learner(job, owner, site, look.image(Role.LEARNER), attempt, place[Role.LEARNER])
 
 
 def _preflight_passed(seen: Children, attempt: int) -> bool:
@@ -285,6 +300,7 @@ def _status(look: Look, base: RLVRJobStatus, ending: Ending | None) -> RLVRJobSt
         ending=ending,
         problems=problems,
         unplaced=unplaced(problems),
+        admission=_admission(look, ending),
         in_cluster=True,
         step_seconds=seen.step_seconds,
     )
@@ -300,8 +316,19 @@ def _status(look: Look, base: RLVRJobStatus, ending: Ending | None) -> RLVRJobSt
     )
 
 
+def _admission(look: Look, ending: Ending | None) -> Admission:
+    if not look.is_queued:
+        return NO_QUEUE
+    if look.claim is not None and look.may_run:
+        return Admission(True, Reason.ADMITTED, admitted_by(look.claim, look.job))
+    if ending is not None and ending.reason not in TO_THE_QUEUE:
+        return Admission(False, ending.reason, "a job that is stopped has no quota")
+    why = why_not_admitted(look.claim, look.job)
+    return Admission(False, why.reason, why.message)
+
+
 def _roles(look: Look, base: RLVRJobStatus, over: bool) -> tuple[RoleStatus, ...]:
-    spec = look.job.spec
+    spec = look.granted.spec
     verifiers = look.scale.replicas if look.scale is not None else spec.verifiers.replicas
     desired = {Role.ROLLOUT: spec.rollouts.replicas, Role.VERIFIER: verifiers, Role.LEARNER: spec.learner.nodes}
     return tuple(_role(look, base, role, None if over else desired[role]) for role in (Role.LEARNER, Role.ROLLOUT, Role.VERIFIER))

@@ -14,7 +14,7 @@ class Ending:
     """Where a run is going, or has gone."""
 
     phase: Phase
-    """Completing, Succeeded, Suspending, Suspended or Failed."""
+    """Completing, Succeeded, Suspending, Suspended, Queued or Failed."""
     reason: Reason
     message: str
 
@@ -26,6 +26,18 @@ class Problem:
     reason: Reason
     message: str
     """The object, and the words of whoever refused it."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Whether a job has its quota, and who says so."""
+
+    holds: bool
+    reason: Reason
+    message: str
+
+
+NO_QUEUE = Admission(True, Reason.NOT_REQUESTED, "the job waits in no queue")
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,8 @@ class Observation:
     """Why a role is not ready, where more is known than its last end."""
     unplaced: Problem | None = None
     """Why a pod has no node or no image. Clusters only."""
+    admission: Admission = NO_QUEUE
+    """Clusters only."""
     in_cluster: bool = False
     step_seconds: float | None = None
     """Seconds since the last finished step was seen."""

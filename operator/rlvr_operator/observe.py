@@ -134,6 +134,17 @@ class Children:
         return job.complete or job.failed is not None or (bool(pods) and all(pod.ended for pod in pods))
 
 
+def is_gone(seen: Children) -> bool:
+    """Whether neither pods nor what makes them are left."""
+    return not (seen.pods or seen.learner_jobs or seen.rollout_set or seen.verifier_deployment)
+
+
+def is_idle(seen: Children) -> bool:
+    """Whether nothing runs or will: what is left of learners has ended."""
+    services = seen.rollout_set or seen.verifier_deployment or seen.of(Role.ROLLOUT) or seen.of(Role.VERIFIER)
+    return not services and all(pod.ended for pod in seen.pods) and all(map(seen.is_over, seen.learner_jobs))
+
+
 def role_object(job: str, role: Role, attempt: int) -> tuple[str, str]:
     """Kind and name of the object that makes a role's pods; of learners, those of an attempt."""
     kind = {Role.ROLLOUT: "StatefulSet", Role.VERIFIER: "Deployment", Role.LEARNER: "Job"}[role]

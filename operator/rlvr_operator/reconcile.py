@@ -24,7 +24,9 @@ from rlvr_operator import metrics
 from rlvr_operator.autoscale import Scale, next_scale
 from rlvr_operator.cache import Cache
 from rlvr_operator.cluster import Cluster, ConflictError, RefusedError
-from rlvr_operator.lifecycle import Decision, Look, decide
+from rlvr_operator.kueue import Kueue
+from rlvr_operator.lifecycle import decide, ended
+from rlvr_operator.look import Decision, Look, QueueUnavailableError
 from rlvr_operator.notices import Recorder, notices
 from rlvr_operator.observe import Children, read_children
 from rlvr_operator.pollers import Pollers, Target
@@ -65,9 +67,9 @@ class Memory:
 class Reconciler:
     """Looks at jobs, one at a time for each key."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, site: Site, queue: WorkQueue, phases: metrics.JobPhases) -> None:
+    def __init__(self, cluster: Cluster, cache: Cache, site: Site, queue: WorkQueue, phases: metrics.JobPhases, kueue: Kueue) -> None:
         self._cluster, self._cache, self._site, self._queue, self._phases = cluster, cache, site, queue, phases
-        self._writer = Writer(cluster, cache)
+        self._writer, self._kueue = Writer(cluster, cache), kueue
         self._recorder = Recorder(cluster)
         self._warnings = WarningEvents(cluster)
         self._memories: dict[Key, Memory] = {}
@@ -113,9 +115,11 @@ class Reconciler:
             await self._refuse(key, item, previous, Reason.INVALID_SPEC, str(error))
             return
         look = await self._look(key, item, job, owner, previous, memory)
-        decision = decide(look)
         try:
-            await self._carry_out(key, item, look, decision, memory)
+            await self._carry_out(key, item, look, decide(look), memory)
+        except QueueUnavailableError as error:
+            await self._refuse(key, item, previous, Reason.QUEUE_UNAVAILABLE, str(error))
+            self._queue.add_after(key, CONFLICT_SECONDS)
         except NameConflictError as error:
             await self._refuse(key, item, previous, Reason.NAME_CONFLICT, str(error))
             self._queue.add_after(key, CONFLICT_SECONDS)
@@ -136,15 +140,16 @@ class Reconciler:
         left = next((pod.last_progress for pod in seen.of(Role.LEARNER, attempt) if pod.last_progress is not None), None)
         seen = replace(seen, progress=left or progress, step_seconds=step_seconds)
         seen = replace(seen, warnings=await self._warnings.find(owner, seen, attempt))
-        scale = self._scale(key, job, seen, now)
+        seen, terms = await self._kueue.terms(owner, job, seen, may_ask=not job.spec.suspend and ended(previous) is None)
+        look = Look(
+            job=job, owner=owner, generation=item["metadata"]["generation"], site=self._site, previous=previous, seen=seen, now=now,
+            unborn=memory.unborn, witnessed=memory.witnessed, terms=terms,
+        )  # fmt: skip
         if learner is not None and learner.address is not None and not learner.deleting:
-            self._targets[key] = _target(job, owner, seen, learner.uid, learner.address)
+            self._targets[key] = _target(look.granted, owner, seen, learner.uid, learner.address)
         else:
             self._targets.pop(key, None)
-        return Look(
-            job=job, owner=owner, generation=item["metadata"]["generation"], site=self._site, previous=previous, seen=seen, now=now,
-            unborn=memory.unborn, witnessed=memory.witnessed, scale=scale,
-        )  # fmt: skip
+        return replace(look, scale=self._scale(key, look.granted, seen, now))
 
     def _scale(self, key: Key, job: RLVRJob, seen: Children, now: datetime) -> Scale | None:
         most = job.spec.verifiers.max_replicas
@@ -155,19 +160,23 @@ class Reconciler:
 
     async def _carry_out(self, key: Key, item: Object, look: Look, decision: Decision, memory: Memory) -> None:
         status = decision.status
+        planned = await self._writer.compare(look.owner, decision.objects, look.seen)
         if status.execution_attempt != look.previous.execution_attempt:
             item = await self._write_status(key, item, look.owner, look.previous, status, memory)
             memory.unborn = status.execution_attempt
         if decision.needs_seal and self._lacks_seal(look.seen, memory):
             await self._writer.seal(look.owner)
             memory.sealed = time.monotonic()
-        writes = await self._writer.apply(look.owner, decision.objects, look.seen)
+        await self._writer.write(planned)
         learner = names.child_name(look.owner.name, Role.LEARNER, status.execution_attempt) if status.execution_attempt else ""
         if any(child["kind"] == "Job" and child["metadata"]["name"] == learner for child in decision.objects):
             memory.unborn, memory.witnessed = None, status.execution_attempt
-        await self._writer.delete(look.owner, decision.deletions)
+        await self._writer.delete(look.owner, decision.deletions, look.seen)
+        if decision.claim_status is not None:
+            workload = names.kueue_workload_name(look.owner.name)
+            self._cache.put(await self._cluster.merge("Workload", look.owner.namespace, workload, decision.claim_status, "status"))
         await self._settle(key, item, look, decision, memory)
-        logger.debug("%s/%s: %d writes, %d deletions", *key, writes, len(decision.deletions))
+        logger.debug("%s/%s: %d writes, %d deletions", *key, len(planned), len(decision.deletions))
 
     async def _settle(self, key: Key, item: Object, look: Look, decision: Decision, memory: Memory) -> None:
         """Tell the status if it has changed, and make the next appointment."""
@@ -222,6 +231,7 @@ class Reconciler:
             self._warnings.forget(memory.uid)
         self._targets.pop(key, None)
         self._writer.forget(*key)
+        self._kueue.forget(*key)
         self._phases.note(key, None)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from rlvr_api.process import Role
+from rlvr_operator.claims import Claim
 from rlvr_operator.observe import Children, LearnerJobView, PodView
 from rlvr_operator.render import Object
 
@@ -36,6 +37,22 @@ def remove_services(seen: Children) -> list[Deletion]:
         for item in items
         if "deletionTimestamp" not in item["metadata"]
     ]
+
+
+def drain(seen: Children) -> tuple[Deletion, ...]:
+    """Everything that makes or is a pod: first the learner, which commits a checkpoint, then what it needs for that."""
+    deletions = remove_learners(seen.learner_jobs)
+    if all(pod.ended for pod in seen.of(Role.LEARNER)):
+        deletions += remove_services(seen)
+    return (*deletions, *wedged_pods(seen))
+
+
+def remove_claim(claim: Claim | None) -> tuple[Deletion, ...]:
+    """The job's Workload, and with it its quota."""
+    if claim is None or claim.is_going:
+        return ()
+    meta = claim.item["metadata"]
+    return (Deletion("Workload", meta["name"], meta["uid"]),)
 
 
 def needless_budgets(seen: Children, wanted: Iterable[Object]) -> list[Deletion]:

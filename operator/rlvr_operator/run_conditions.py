@@ -20,11 +20,13 @@ STALE_INTERVALS = 2
 
 
 OVER: Verdict = ("Unknown", Reason.RUN_ENDED, "the run has ended")
+NO_QUOTA = "no pod is started without quota"
 NOT_AT_WORK: Verdict = ("Unknown", Reason.NOT_RUNNING, "the learner is not at work")
 
 
 def run_conditions(seen: Observation, running_since: datetime | None, over: bool, now: datetime) -> Iterator[Condition]:
-    """Scheduled, WeightsInSync, CheckpointFresh, Progressing. They say `Unknown` before the run is under way, and once it is over."""
+    """Admitted, Scheduled, WeightsInSync, CheckpointFresh, Progressing. They say `Unknown` before the run is under way, and once it is over."""
+    yield _condition(ConditionType.ADMITTED, _admitted(seen, over), now)
     yield _condition(ConditionType.SCHEDULED, _scheduled(seen, over), now)
     learner = next((role for role in seen.roles if role.name is Role.LEARNER), None)
     at_work = not over and running_since is not None and seen.progress is not None and learner is not None and learner.ready > 0
@@ -53,9 +55,17 @@ def _condition(kind: ConditionType, verdict: Verdict, now: datetime) -> Conditio
     return Condition(type=kind, status=status, reason=reason, message=" ".join(message.split()), last_transition_time=now)
 
 
+def _admitted(seen: Observation, over: bool) -> Verdict:
+    if over and seen.admission.holds:
+        return OVER
+    return "True" if seen.admission.holds else "False", seen.admission.reason, seen.admission.message
+
+
 def _scheduled(seen: Observation, over: bool) -> Verdict:
     if over:
         return OVER
+    if not seen.admission.holds:
+        return "Unknown", Reason.NOT_RUNNING, NO_QUOTA
     if seen.unplaced is not None:
         return "False", seen.unplaced.reason, seen.unplaced.message
     return "True", Reason.ALL_SCHEDULED, ""

@@ -30,6 +30,8 @@ class Settings:
     workers: int
     resync_seconds: float
     http_port: int
+    uses_kueue: bool
+    """Jobs may name a queue."""
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -60,7 +62,15 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         workers=_count(environ, "RLVR_WORKERS", 8),
         resync_seconds=_number(environ, "RLVR_RESYNC_SECONDS", 300),
         http_port=_count(environ, "RLVR_HTTP_PORT", 8080),
+        uses_kueue=_truth(environ, "RLVR_KUEUE"),
     )
+
+
+def _truth(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name) or "false"
+    if text not in ("true", "false"):
+        raise SettingsError(f"{name} {text!r} is neither true nor false")
+    return text == "true"
 
 
 def _list(text: str) -> tuple[str, ...]:

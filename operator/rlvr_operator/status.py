@@ -13,7 +13,7 @@ from rlvr_api.conditions import ConditionType, Phase, Reason
 from rlvr_api.process import Role
 from rlvr_api.status import CheckpointStatus, Condition, RLVRJobStatus, RoleStatus
 from rlvr_operator.observation import Observation
-from rlvr_operator.run_conditions import run_conditions, trust_condition
+from rlvr_operator.run_conditions import NO_QUOTA, run_conditions, trust_condition
 
 READINESS = {
     Role.ROLLOUT: (ConditionType.ROLLOUTS_READY, "engines"),
@@ -28,8 +28,8 @@ FINAL = {
 }
 """What is true in a phase that a run ends in, or waits in."""
 FOREMOST = (
-    ConditionType.ACCEPTED, ConditionType.SCHEDULED, ConditionType.VERIFIERS_READY, ConditionType.LEARNER_READY,
-    ConditionType.ROLLOUTS_READY,
+    ConditionType.ACCEPTED, ConditionType.ADMITTED, ConditionType.SCHEDULED, ConditionType.VERIFIERS_READY,
+    ConditionType.LEARNER_READY, ConditionType.ROLLOUTS_READY,
 )  # fmt: skip
 """In this order a person is told what a run waits for: each can be what keeps those after it from being true."""
 MAX_MESSAGE = 1024
@@ -125,6 +125,8 @@ def _readiness(seen: Observation, role: RoleStatus, over: bool, now: datetime) -
     message, problem = f"{role.ready} of {role.desired} {noun} answer", seen.problems.get(role.name)
     if over:
         reason, message = Reason.RUN_ENDED, "the run has ended"
+    elif seen.ending is not None and seen.ending.phase is Phase.QUEUED:
+        reason, message = Reason.WAITING_FOR_QUOTA, NO_QUOTA
     elif role.ready >= role.desired:
         reason = Reason.ALL_READY
     elif problem is not None:
@@ -135,7 +137,7 @@ def _readiness(seen: Observation, role: RoleStatus, over: bool, now: datetime) -
         reason = Reason.STARTING if role.last_termination is None else Reason.RESTARTING
     if problem is None and role.last_termination is not None and role.ready < role.desired and not over:
         message += f"; exit code {role.last_termination.exit_code}: {role.last_termination.message}"
-    holds = not over and role.ready >= (seen.needed(role) if seen.in_cluster else role.desired)
+    holds = not over and reason is not Reason.WAITING_FOR_QUOTA and role.ready >= (seen.needed(role) if seen.in_cluster else role.desired)
     status: Literal["True", "False"] = "True" if holds else "False"
     return Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=now)
 

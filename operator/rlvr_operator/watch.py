@@ -6,31 +6,31 @@ What a list does not show is gone, so a deletion that no watch told is found whe
 that says nothing for longer than the API server's bookmarks are apart is half open, and is opened anew.
 
 A namespace whose lists are refused is left alone with its jobs and tried again, since it may have been deleted; the others go on. Where it
-is the only one, or everything is watched, the refusal ends the process, which says so.
+is the only one, or everything is watched, the refusal ends the process, which says so. Kueue may be installed, or removed, at any time.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from rlvr_api import names
 from rlvr_operator.backoff import Backoff
 from rlvr_operator.cache import Cache, name_of
 from rlvr_operator.cluster import Cluster, ClusterError, ExpiredError, GoneError, RefusedError, UnavailableError
-from rlvr_operator.kinds import CHILD_SELECTOR, KINDS, WATCHED, Kind
+from rlvr_operator.kinds import CHILD_SELECTOR, KINDS, Kind
 from rlvr_operator.work_queue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 JOBS = KINDS[names.KIND]
-KIND_ORDER = (*WATCHED, JOBS)
-"""A job is known once its children are: without them it would look as if they were lost."""
 BACKOFF = Backoff(base_seconds=0.5, maximum_seconds=30.0)
 SHORTEST_SECONDS = 1.0
 """A stream that the server ends sooner is not opened anew at once."""
+UNSERVED_SECONDS = 30.0
+"""How often a kind that need not be there is looked for."""
 
 
 class Reflector:
@@ -51,6 +51,20 @@ class Reflector:
         Raises:
             ClusterError: what was listed before it is in the cache.
         """
+        try:
+            await self._list()
+        except GoneError as error:
+            if not self.kind.needs_kueue:
+                raise
+            logger.debug("%s; asks again in %.0f s", error, UNSERVED_SECONDS)
+            self._version, self.heard = None, time.monotonic()
+            self._cache.note_served(self.kind.name, is_served=False)
+            for key in self._cache.retain(self.kind.name, (), None, self._namespace):
+                self._queue.add(key)
+        else:
+            self._cache.note_served(self.kind.name, is_served=True)
+
+    async def _list(self) -> None:
         is_first, listed, version = self._version is None, set(), "0"
         async for items, whole in self._cluster.pages(self.kind.name, self._namespace, labels=self._labels):
             version = whole
@@ -74,7 +88,14 @@ class Reflector:
             try:
                 if self._version is None or time.monotonic() >= self._list_due:
                     await self.list()
-                await self._watch(self._version or "0")
+                if self._version is None:
+                    await asyncio.sleep(UNSERVED_SECONDS)
+                else:
+                    await self._watch(self._version)
+            except GoneError:
+                if not self.kind.needs_kueue:
+                    raise
+                self._version = None
             except UnavailableError as error:
                 if isinstance(error, ExpiredError):
                     self._version = None
@@ -112,9 +133,9 @@ class Reflector:
 class Scope:
     """All kinds of one namespace, or of all."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue, namespace: str | None, resync_seconds: float) -> None:
+    def __init__(self, reflectors: Sequence[Reflector], namespace: str | None) -> None:
         self.name = "all namespaces" if namespace is None else f"namespace {namespace}"
-        self._reflectors = [Reflector(cluster, cache, queue, kind, namespace, resync_seconds) for kind in KIND_ORDER]
+        self._reflectors = reflectors
         self._is_listed = False
 
     @property
@@ -148,9 +169,15 @@ class Scope:
 class Watches:
     """Keeps a cache true."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue, namespaces: tuple[str, ...], resync_seconds: float) -> None:
+    def __init__(
+        self, cluster: Cluster, cache: Cache, queue: WorkQueue, namespaces: tuple[str, ...], resync_seconds: float, children: Sequence[Kind]
+    ) -> None:
         self._cache, self._queue, self._resync_seconds = cache, queue, resync_seconds
-        self._scopes = [Scope(cluster, cache, queue, namespace, resync_seconds) for namespace in namespaces or (None,)]
+        order = (*children, JOBS)  # a job is known once its children are: without them it would look as if they were lost
+        self._scopes = [
+            Scope([Reflector(cluster, cache, queue, kind, namespace, resync_seconds) for kind in order], namespace)
+            for namespace in namespaces or (None,)
+        ]
 
     @property
     def heard(self) -> float:

@@ -30,6 +30,8 @@ WAVES = {"ConfigMap": 0, "StatefulSet": 2, "Deployment": 2, "Job": 2}
 """Order of writes by kind, 1 for the others: a job that does not even fit into its ConfigMap leaves nothing half made, and pods start with
 what they need."""
 T = TypeVar("T")
+Change = tuple[Object, Object | None]
+"""What is wanted, and what is there."""
 
 
 class NameConflictError(Exception):
@@ -43,19 +45,26 @@ class Writer:
         self._cluster, self._cache = cluster, cache
         self._left: dict[Name, tuple[str, str]] = {}
 
-    async def apply(self, owner: Owner, wanted: Iterable[Object], seen: Children) -> int:
-        """Bring objects into being, or to what is wanted; returns the number of writes.
+    async def compare(self, owner: Owner, wanted: Iterable[Object], seen: Children) -> tuple[Change, ...]:
+        """Which objects must be written to be as wanted. Nothing is written yet.
 
         Raises:
-            NameConflictError: before anything is written.
-            ClusterError: a request failed; what came before it stays.
+            NameConflictError: an object is somebody else's.
+            ClusterError: a request failed, or an object is on its way out.
         """
         wanted = tuple(wanted)
         found = await _together(self._find(owner, item, seen) for item in wanted)
-        missing = [(item, one) for item, one in zip(wanted, found, strict=True) if one is None or self._differs(one, item)]
+        return tuple((item, one) for item, one in zip(wanted, found, strict=True) if one is None or self._differs(one, item))
+
+    async def write(self, changes: Iterable[Change]) -> None:
+        """Bring objects into being, or to what is wanted.
+
+        Raises:
+            ClusterError: a request failed; what came before it stays.
+        """
+        changes = tuple(changes)
         for wave in range(3):
-            await _together(self._write(item, one) for item, one in missing if WAVES.get(item["kind"], 1) == wave)
-        return len(missing)
+            await _together(self._write(item, one) for item, one in changes if WAVES.get(item["kind"], 1) == wave)
 
     async def seal(self, owner: Owner) -> None:
         """Have the key of gold answers be there. The operator may create Secrets, not read them."""
@@ -63,10 +72,12 @@ class Writer:
         meta = metadata(owner, names.seal_secret_name(owner.name))
         await self._cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {"key": key}, "type": "Opaque"})
 
-    async def delete(self, owner: Owner, deletions: Iterable[Deletion]) -> None:
-        """Delete objects."""
+    async def delete(self, owner: Owner, deletions: Iterable[Deletion], seen: Children) -> None:
+        """Delete objects. A Workload that is gone admits nobody, whenever the watches show it."""
         for deletion in deletions:
             await self._cluster.delete(owner.namespace, deletion)
+            if deletion.kind == "Workload":
+                self._cache.remove(seen.objects[deletion.kind, deletion.name])
 
     def forget(self, namespace: str, job: str) -> None:
         """The job is gone."""

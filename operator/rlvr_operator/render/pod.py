@@ -9,7 +9,7 @@ from rlvr_api.process import JUDGE_API_KEY, TEACHER_API_KEY, Role, judge_key_var
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import Preparation, Workload
 from rlvr_operator.render.sandbox import VOLUME, sandbox_container, sandbox_mount
-from rlvr_operator.render.site import JOB_DIR, MODEL_DIR, SEAL_DIR, WORK_DIR, Object, Owner, Site, traceparent
+from rlvr_operator.render.site import ANYWHERE, JOB_DIR, MODEL_DIR, SEAL_DIR, WORK_DIR, Object, Owner, Placement, Site, traceparent
 
 USER_ID = 10001
 """User and group of every process; images are built for it."""
@@ -21,7 +21,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 def pod_template(
     job: RLVRJob, owner: Owner, site: Site, workload: Workload, image: str, settings_hash: str, *,
     attempt: int | None = None, preparation: Preparation | None = None, grace_seconds: float = 30.0, restart: str = "Always",
-    subdomain: str | None = None,
+    subdomain: str | None = None, placement: Placement = ANYWHERE,
 ) -> Object:  # fmt: skip
     """The pod template of a role.
 
@@ -29,6 +29,7 @@ def pod_template(
         preparation: runs first, as init container.
         grace_seconds: between SIGTERM and SIGKILL.
         subdomain: headless Service under which pods are known by name.
+        placement: where the job's queue has it run.
     """
     role, settings = workload.role, _settings(job, workload.role)
     spec: Object = {
@@ -46,7 +47,7 @@ def pod_template(
         },
         "containers": [_container(job, owner, site, workload, image)],
         "volumes": _volumes(owner, role, settings),
-        "tolerations": [*_node_loss(), *map(_toleration, settings.tolerations)],
+        "tolerations": [*_node_loss(), *map(_toleration, settings.tolerations), *placement.tolerations],
     }
     before = [] if preparation is None else [_init_container(job, site, preparation, image, role)]
     if workload.sidecar is not None:
@@ -54,14 +55,15 @@ def pod_template(
         spec["volumes"].append(VOLUME)
     if before:
         spec["initContainers"] = before
-    spec |= _placement(job, owner, role, settings)
+    spec |= _placement(job, owner, role, settings, placement)
     if subdomain is not None:
         spec["subdomain"] = subdomain
     if site.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in site.pull_secrets]
-    labels = {**names.MANAGED_BY, **names.labels(owner.name, role, attempt), names.LABEL_JOB_UID: owner.uid}
+    labels = {**placement.labels, **names.MANAGED_BY, **names.labels(owner.name, role, attempt), names.LABEL_JOB_UID: owner.uid}
+    annotations = {**settings.annotations, **placement.annotations, names.ANNOTATION_SPEC_HASH: settings_hash}
     return {
-        "metadata": {"labels": labels, "annotations": {**settings.annotations, names.ANNOTATION_SPEC_HASH: settings_hash}},
+        "metadata": {"labels": labels, "annotations": annotations},
         "spec": spec,
     }
 
@@ -186,18 +188,18 @@ def _probe(path: str, period_seconds: int, failures: int) -> Object:
     return {"httpGet": {"path": path, "port": "http"}, "periodSeconds": period_seconds, "timeoutSeconds": 10, "failureThreshold": failures}
 
 
-def _placement(job: RLVRJob, owner: Owner, role: Role, settings: Pod) -> Object:
-    scheduling, placement = job.spec.scheduling, Object()
-    if settings.node_selector:
-        placement["nodeSelector"] = dict(settings.node_selector)
+def _placement(job: RLVRJob, owner: Owner, role: Role, settings: Pod, admitted: Placement) -> Object:
+    scheduling, fields = job.spec.scheduling, Object()
+    if selector := {**settings.node_selector, **admitted.node_selector}:
+        fields["nodeSelector"] = selector
     if scheduling.priority_class_name is not None:
-        placement["priorityClassName"] = scheduling.priority_class_name
+        fields["priorityClassName"] = scheduling.priority_class_name
     if scheduling.topology_key is not None and role is not Role.VERIFIER:
         near = {"labelSelector": {"matchLabels": {names.LABEL_JOB: owner.name}}, "topologyKey": scheduling.topology_key}
-        placement["affinity"] = {
+        fields["affinity"] = {
             "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": near}]}
         }
-    return placement
+    return fields
 
 
 def _node_loss() -> Iterable[Object]:

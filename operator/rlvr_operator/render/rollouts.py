@@ -5,10 +5,10 @@ from rlvr_api.process import ENGINE_PORT, Role
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.plan import engine_workload, model_source
 from rlvr_operator.render.pod import pod_template
-from rlvr_operator.render.site import PLACES, Object, Owner, Site, metadata, spec_hash
+from rlvr_operator.render.site import ANYWHERE, PLACES, Object, Owner, Placement, Site, metadata, spec_hash
 
 
-def rollouts(job: RLVRJob, owner: Owner, site: Site, image: str) -> Object:
+def rollouts(job: RLVRJob, owner: Owner, site: Site, image: str, placement: Placement = ANYWHERE) -> Object:
     """The StatefulSet of all engines."""
     workload = engine_workload(job, "0.0.0.0", ENGINE_PORT, PLACES, 0)  # noqa: S104 - see site.addresses
     preparation = model_source(job, PLACES.python, PLACES.job_file, PLACES.model_dir)
@@ -23,7 +23,7 @@ def rollouts(job: RLVRJob, owner: Owner, site: Site, image: str) -> Object:
             "updateStrategy": {"type": "OnDelete"},
             "selector": {"matchLabels": names.labels(owner.name, Role.ROLLOUT)},
             "template": pod_template(
-                job, owner, site, workload, image, spec_hash(job, Role.ROLLOUT, image), preparation=preparation
+                job, owner, site, workload, image, spec_hash(job, Role.ROLLOUT, image), preparation=preparation, placement=placement
             ),
         },
     }  # fmt: skip

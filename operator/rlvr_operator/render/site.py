@@ -39,7 +39,7 @@ NOT_STARTED_WITH: Mapping[str, Any] = {
     "failure_policy": True,
     "rollouts": {"replicas", "min_available"},
     "verifiers": {"replicas", "max_replicas"},
-    "scheduling": {"disruption_budget"},
+    "scheduling": {"disruption_budget", "queue"},
 }
 """Fields of a spec that no process is started with."""
 
@@ -75,6 +75,19 @@ class Site:
     operator_namespace: str = "rlvr-system"
     operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "rlvr-operator"})
     """Labels of the operator's pods, which NetworkPolicies let in."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the admission by a queue adds to the pods of a role. No reason to replace a pod: another admission finds none."""
+
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Object, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+ANYWHERE = Placement()
 
 
 def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | None = None) -> Object:

@@ -6,10 +6,10 @@ from rlvr_api.spec import RLVRJob
 from rlvr_operator.autoscale import Scale
 from rlvr_operator.plan import plan
 from rlvr_operator.render.pod import pod_template
-from rlvr_operator.render.site import PLACES, Object, Owner, Site, addresses, metadata, spec_hash
+from rlvr_operator.render.site import ANYWHERE, PLACES, Object, Owner, Placement, Site, addresses, metadata, spec_hash
 
 
-def verifiers(job: RLVRJob, owner: Owner, site: Site, image: str, scale: Scale) -> Object:
+def verifiers(job: RLVRJob, owner: Owner, site: Site, image: str, scale: Scale, placement: Placement = ANYWHERE) -> Object:
     """The Deployment, with as many pods as the operator finds needed."""
     meta = metadata(owner, names.child_name(owner.name, Role.VERIFIER), Role.VERIFIER)
     if scale.changed is not None:
@@ -23,6 +23,6 @@ def verifiers(job: RLVRJob, owner: Owner, site: Site, image: str, scale: Scale) 
             "replicas": scale.replicas,
             "selector": {"matchLabels": names.labels(owner.name, Role.VERIFIER)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": pod_template(job, owner, site, workload, image, spec_hash(job, Role.VERIFIER, image)),
+            "template": pod_template(job, owner, site, workload, image, spec_hash(job, Role.VERIFIER, image), placement=placement),
         },
     }
