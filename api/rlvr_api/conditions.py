@@ -62,7 +62,7 @@ class Reason(StrEnum):
     WAITING_FOR_QUOTA = "WaitingForQuota"
     """The queue has not admitted the job; the message is Kueue's."""
     EVICTED_BY_QUEUE = "EvictedByQueue"
-    """The queue took the quota back, for example for a job of higher priority; the job commits a checkpoint, ends its pods and queues again."""
+    """The queue took the quota back, for example for a more urgent job; the job commits a checkpoint, ends its pods and queues again."""
     REQUESTS_CHANGED = "RequestsChanged"
     """What the job asks of the queue was edited: it commits a checkpoint, ends its pods, gives the quota back and queues anew."""
     ADMITTED = "Admitted"

@@ -5,8 +5,8 @@
     evicted                      no pod any more, then `released`              Kueue queues it again
     the job is over              `finished`                                    the quota is free
 
-Kueue changes the status of a Workload, and leaves some of it to whoever made it: that pods are ready, that quota can go back because none is
-left, and that all is over. Those are merge patches with the version that was seen, since the lists in them hold Kueue's words, too.
+Kueue changes the status of a Workload, and leaves some of it to whoever made it: that pods are ready, that quota can go back because no
+pod is left, and that all is over. Those are merge patches with the version that was seen, since the lists in them hold Kueue's words, too.
 
 Not covered: topology-aware scheduling, partial admission, elastic workload slices.
 """
@@ -47,6 +47,9 @@ class Terms:
     """Of an admitted job."""
     problem: str | None = None
     """Why the job can be in no queue; for the user."""
+
+
+NO_TERMS = Terms()
 
 
 @dataclass(frozen=True)

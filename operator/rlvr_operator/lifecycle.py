@@ -73,10 +73,10 @@ def decide(look: Look) -> Decision:
         return _finish(look, Ending(Phase.COMPLETING, Reason.ALL_STAGES_FINISHED, "all stages are finished"))
     if look.job.spec.suspend:
         return _suspend(look)
-    on_the_way = look.previous.phase in STOPPED and look.previous.reason in TO_THE_QUEUE
-    if end is not None and end.exit_code == ExitCode.UNTRUSTWORTHY and look.previous.observed_generation in (None, look.generation):
-        if not on_the_way:
-            return _hold(look, end)
+    previous = look.previous
+    is_same = previous.observed_generation in (None, look.generation) and previous.reason not in TO_THE_QUEUE
+    if end is not None and end.exit_code == ExitCode.UNTRUSTWORTHY and is_same:
+        return _hold(look, end)
     return _run(look, end) if look.may_run else _queue(look)
 
 

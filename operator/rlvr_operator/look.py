@@ -9,7 +9,7 @@ from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
 from rlvr_api.status import RLVRJobStatus
 from rlvr_operator.autoscale import Scale
-from rlvr_operator.claims import Claim, Terms, capped, is_outdated, read_claim
+from rlvr_operator.claims import NO_TERMS, Claim, Terms, capped, is_outdated, read_claim
 from rlvr_operator.observe import Children
 from rlvr_operator.removals import Deletion
 from rlvr_operator.render import Object, Owner, Site
@@ -52,7 +52,7 @@ class Look:
     """Latest attempt whose Job is known to have existed."""
     scale: Scale | None = None
     """Wanted verifiers, where they are scaled."""
-    terms: Terms = Terms()
+    terms: Terms = NO_TERMS
     """Of the job's queue, if it names one."""
 
     @cached_property

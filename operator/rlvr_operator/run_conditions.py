@@ -25,7 +25,7 @@ NOT_AT_WORK: Verdict = ("Unknown", Reason.NOT_RUNNING, "the learner is not at wo
 
 
 def run_conditions(seen: Observation, running_since: datetime | None, over: bool, now: datetime) -> Iterator[Condition]:
-    """Admitted, Scheduled, WeightsInSync, CheckpointFresh, Progressing. They say `Unknown` before the run is under way, and once it is over."""
+    """Admitted, Scheduled, WeightsInSync, CheckpointFresh, Progressing: `Unknown` before the run is under way, and once it is over."""
     yield _condition(ConditionType.ADMITTED, _admitted(seen, over), now)
     yield _condition(ConditionType.SCHEDULED, _scheduled(seen, over), now)
     learner = next((role for role in seen.roles if role.name is Role.LEARNER), None)

@@ -8,7 +8,8 @@ from simulated_cluster import SimulatedCluster, finished
 from rlvr_api import names
 from rlvr_api.process import Role
 from rlvr_api.status import Progress
-from rlvr_operator.lifecycle import Look, decide
+from rlvr_operator.lifecycle import decide
+from rlvr_operator.look import Look
 from rlvr_operator.observe import read_children
 from rlvr_operator.reconcile import read_job, read_status
 from rlvr_operator.render import Owner

@@ -11,6 +11,7 @@ from rlvr_api.process import Role
 from rlvr_operator import reconcile, warning_events
 from rlvr_operator.cache import Cache
 from rlvr_operator.cluster import ClusterError, ConflictError
+from rlvr_operator.kueue import Kueue
 from rlvr_operator.reconcile import Reconciler
 
 KEY = (OWNER.namespace, OWNER.name)
@@ -79,7 +80,9 @@ class SimulatedOperator:
         self.cluster.changes.clear()
         for item in self.cluster.objects.values():
             self.cache.put(item)
-        self.reconciler = Reconciler(self.cluster, self.cache, self.site, self.queue, Phases())
+        kueue = Kueue(self.cluster, self.cache, is_enabled=True)
+        kueue.note(is_there=True)
+        self.reconciler = Reconciler(self.cluster, self.cache, self.site, self.queue, Phases(), kueue)
         self.reconciler.pollers = HeardLearners(self.progress)
 
     def look(self, kill_at=None, fresh=True):

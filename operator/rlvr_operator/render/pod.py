@@ -196,9 +196,8 @@ def _placement(job: RLVRJob, owner: Owner, role: Role, settings: Pod, admitted: 
         fields["priorityClassName"] = scheduling.priority_class_name
     if scheduling.topology_key is not None and role is not Role.VERIFIER:
         near = {"labelSelector": {"matchLabels": {names.LABEL_JOB: owner.name}}, "topologyKey": scheduling.topology_key}
-        fields["affinity"] = {
-            "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": near}]}
-        }
+        preferred = [{"weight": 100, "podAffinityTerm": near}]
+        fields["affinity"] = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     return fields
 
 
