@@ -26,7 +26,7 @@ from rlvr_operator.observation import Problem
 from rlvr_operator.render.site import Object, Placement
 
 CLAIMED_POD = {"resources", "node_selector", "tolerations"}
-CLAIMED = {
+CLAIMED: Mapping[str, Any] = {
     "rollouts": {"gpus_per_replica": True, "pod": CLAIMED_POD},
     "learner": {"gpus": True, "pod": CLAIMED_POD},
     "verifiers": {"workers": True, "sandbox_resources": True, "pod": CLAIMED_POD},
@@ -111,7 +111,7 @@ def is_outdated(claim: Claim, job: RLVRJob) -> bool:
 
 def claim_hash(job: RLVRJob) -> str:
     """Hash of what the job asks of its queue. It is of the spec, not of rendered pods: another version of the operator evicts nobody."""
-    asked = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=CLAIMED)
+    asked = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=dict(CLAIMED))
     if not job.spec.runs_code:
         asked.get("verifiers", {}).pop("workers", None)
     asked = {name: value for name, value in asked.items() if value}
