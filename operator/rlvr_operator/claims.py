@@ -11,8 +11,6 @@ pod is left, and that all is over. Those are merge patches with the version that
 Not covered: topology-aware scheduling, partial admission, elastic workload slices.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,15 +22,8 @@ from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.observation import Problem
 from rlvr_operator.render.site import Object, Placement
+from rlvr_operator.render.workload import claim_hash, most
 
-CLAIMED_POD = {"resources", "node_selector", "tolerations"}
-CLAIMED: Mapping[str, Any] = {
-    "rollouts": {"gpus_per_replica": True, "pod": CLAIMED_POD},
-    "learner": {"gpus": True, "pod": CLAIMED_POD},
-    "verifiers": {"workers": True, "sandbox_resources": True, "pod": CLAIMED_POD},
-    "scheduling": {"gpu_resource", "priority_class_name", "queue"},
-}
-"""Fields of a spec that say what is asked of a queue; numbers of replicas aside, which `capped` sees to."""
 REQUEUED_AT_ONCE = ("Preempted", "NodeFailures")
 """Evictions after which Kueue leaves it to the owner to say that the workload may be queued again."""
 
@@ -109,15 +100,6 @@ def is_outdated(claim: Claim, job: RLVRJob) -> bool:
     return claim.settings_hash != claim_hash(job)
 
 
-def claim_hash(job: RLVRJob) -> str:
-    """Hash of what the job asks of its queue. It is of the spec, not of rendered pods: another version of the operator evicts nobody."""
-    asked = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=dict(CLAIMED))
-    if not job.spec.runs_code:
-        asked.get("verifiers", {}).pop("workers", None)
-    asked = {name: value for name, value in asked.items() if value}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def why_not_admitted(claim: Claim | None, job: RLVRJob) -> Problem:
     """What the job waits for, in Kueue's words."""
     queue = "" if job.spec.scheduling.queue is None else job.spec.scheduling.queue.name
@@ -155,11 +137,6 @@ def admitted_by(claim: Claim, asked: RLVRJob) -> str:
     if not short:
         return by
     return f"{by}, with quota for {' and '.join(short)}: suspend and resume the job to queue for all of them"
-
-
-def most(job: RLVRJob) -> int:
-    """Verifiers that the job may have at a time."""
-    return job.spec.verifiers.max_replicas or job.spec.verifiers.replicas
 
 
 def capped(job: RLVRJob, claim: Claim) -> RLVRJob:

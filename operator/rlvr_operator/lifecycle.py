@@ -28,7 +28,6 @@ from rlvr_operator.claims import (
     finished,
     in_use,
     is_outdated,
-    most,
     released,
     why_not_admitted,
 )
@@ -49,6 +48,7 @@ from rlvr_operator.removals import (
 )
 from rlvr_operator.render import Object
 from rlvr_operator.render.site import ANYWHERE, spec_hash
+from rlvr_operator.render.workload import most
 from rlvr_operator.status import next_status
 
 HOW_TO_GO_ON = (

@@ -3,18 +3,28 @@
 The sets hold what Kueue counts and places by, taken from the pods as they are rendered: requests, node selectors, tolerations, priority.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from rlvr_api import names
 from rlvr_api.process import Role
 from rlvr_api.spec import RLVRJob
 from rlvr_operator.autoscale import Scale
-from rlvr_operator.claims import claim_hash, most
 from rlvr_operator.render.learner import learner
 from rlvr_operator.render.rollouts import rollouts
 from rlvr_operator.render.site import Object, Owner, Site, metadata
 from rlvr_operator.render.verifiers import verifiers
 
+CLAIMED_POD = {"resources", "node_selector", "tolerations"}
+CLAIMED: Mapping[str, Any] = {
+    "rollouts": {"gpus_per_replica": True, "pod": CLAIMED_POD},
+    "learner": {"gpus": True, "pod": CLAIMED_POD},
+    "verifiers": {"workers": True, "sandbox_resources": True, "pod": CLAIMED_POD},
+    "scheduling": {"gpu_resource", "priority_class_name", "queue"},
+}
+"""Fields of a spec that say what is asked of a queue; numbers of replicas aside, which `capped` sees to."""
 POD_FIELDS = ("nodeSelector", "tolerations", "priorityClassName")
 CONTAINER_FIELDS = ("name", "resources", "restartPolicy")
 
@@ -54,6 +64,20 @@ def workload(job: RLVRJob, owner: Owner, site: Site, images: Mapping[Role, str],
             ],
         },
     }
+
+
+def claim_hash(job: RLVRJob) -> str:
+    """Hash of what the job asks of its queue. It is of the spec, not of rendered pods: another version of the operator evicts nobody."""
+    asked = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=dict(CLAIMED))
+    if not job.spec.runs_code:
+        asked.get("verifiers", {}).pop("workers", None)
+    asked = {name: value for name, value in asked.items() if value}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def most(job: RLVRJob) -> int:
+    """Verifiers that the job may have at a time."""
+    return job.spec.verifiers.max_replicas or job.spec.verifiers.replicas
 
 
 def priority_class(job: RLVRJob) -> Object | None:
