@@ -126,6 +126,14 @@ class Dashboard(ApiModel):
     """For example `grafana_folder`."""
 
 
+class Kueue(ApiModel):
+    """Queues of Kueue, which jobs name in `scheduling.queue`."""
+
+    enabled: bool = False
+    """Let jobs name a queue, and the operator write Workloads and read flavors and priority classes. Kueue, 0.15 or newer, may be installed
+    before or after. Name `RLVRJob.v1alpha1.rlvr.dev` under `integrations.externalFrameworks` of its configuration."""
+
+
 class Tracing(ApiModel):
     """Traces of the operator; jobs name their own collector."""
 
@@ -179,5 +187,7 @@ class ChartValues(ApiModel):
     """Alerts."""
     grafana_dashboard: Dashboard = Dashboard()
     """A dashboard of operator and jobs."""
+    kueue: Kueue = Kueue()
+    """Queues of Kueue, which jobs name in `scheduling.queue`."""
     tracing: Tracing = Tracing()
     """Traces of the operator."""

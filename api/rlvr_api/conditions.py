@@ -67,6 +67,8 @@ class Reason(StrEnum):
     """What the job asks of the queue was edited: it commits a checkpoint, ends its pods, gives the quota back and queues anew."""
     ADMITTED = "Admitted"
     """The queue has given the job its quota."""
+    QUOTA_RELEASED = "QuotaReleased"
+    """The job is over, or suspended: the queue has its quota back, or gets it once the last pod has ended."""
     UNSCHEDULABLE = "Unschedulable"
     """The scheduler finds no node; the message quotes it."""
     IMAGE_PULL_FAILED = "ImagePullFailed"

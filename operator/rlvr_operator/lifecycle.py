@@ -322,7 +322,7 @@ def _admission(look: Look, ending: Ending | None) -> Admission:
     if look.claim is not None and look.may_run:
         return Admission(True, Reason.ADMITTED, admitted_by(look.claim, look.job))
     if ending is not None and ending.reason not in TO_THE_QUEUE:
-        return Admission(False, ending.reason, "a job that is stopped has no quota")
+        return Admission(False, Reason.QUOTA_RELEASED, f"{ending.reason}: the job needs no quota")
     why = why_not_admitted(look.claim, look.job)
     return Admission(False, why.reason, why.message)
 

@@ -15,7 +15,7 @@ import commands
 import pytest
 from cluster_operator import Api, Operators
 from commands import wait_for
-from operator_rights import AuditLog, chart_objects
+from operator_rights import IDENTITY, AuditLog, chart_objects
 
 from rlvr_api.crd import crd_yaml
 
@@ -62,11 +62,17 @@ def namespace(api):
 
 
 @pytest.fixture
-def operators(namespace, tmp_path):
+def chart_settings():
+    """Values of the chart, as `name=value`, that the operators' rights come from."""
+    return ()
+
+
+@pytest.fixture
+def operators(namespace, chart_settings, tmp_path):
     """Starts operators that act in the namespace, with the rights that the chart gives them."""
     if shutil.which("helm") is None:
         pytest.skip("needs helm on PATH: the operator runs with the rights of the chart")
-    kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": chart_objects(namespace)}))
+    kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": chart_objects(namespace, *chart_settings)}))
     token = kubectl("-n", namespace, "create", "token", "operator", "--duration=2h").strip()
     config = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     config["users"] = [{"name": "operator", "user": {"token": token}}]
@@ -78,6 +84,7 @@ def operators(namespace, tmp_path):
     starter = Operators(namespace, file, tmp_path / "logs")
     yield starter
     starter.kill_all()
+    kubectl("delete", "clusterroles,clusterrolebindings", f"{namespace}:{IDENTITY}:queues", "--ignore-not-found")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ VALUES = {
                           "apiServerPorts": [6443]},
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}, "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True}, "grafanaDashboard": {"enabled": True, "annotations": {"grafana_folder": "ML"}},
-        "tracing": {"endpoint": "http://otel.observability:4318"},
+        "tracing": {"endpoint": "http://otel.observability:4318"}, "kueue": {"enabled": True},
     },
 }  # fmt: skip
 MONITORING = ("PrometheusRule", "ServiceMonitor", "PodMonitor")

@@ -18,18 +18,23 @@ Right = tuple[str, str, str]
 """Group, resource and verb."""
 
 
-def chart_objects(namespace: str) -> list[dict[str, Any]]:
-    """ServiceAccount and rights of an operator that is installed in a namespace and watches that one alone."""
+def chart_objects(namespace: str, *settings: str) -> list[dict[str, Any]]:
+    """ServiceAccount and rights of an operator that is installed in a namespace and watches that one alone.
+
+    Args:
+        settings: values of the chart besides, as `name=value`.
+    """
     templates = ("--show-only", "templates/rbac.yaml", "--show-only", "templates/serviceaccount.yaml")
-    values = ("--set", f"fullnameOverride={IDENTITY}", "--set", f"watchNamespaces={{{namespace}}}")
+    named = (f"fullnameOverride={IDENTITY}", f"watchNamespaces={{{namespace}}}", *settings)
+    values = tuple(part for value in named for part in ("--set", value))
     command = ("helm", "template", IDENTITY, str(CHART), "--namespace", namespace, *values, *templates)
     text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     return [item for item in YAML(typ="safe").load_all(text) if item]
 
 
-def granted(namespace: str) -> set[Right]:
+def granted(namespace: str, *settings: str) -> set[Right]:
     """What those rules allow."""
-    rules = [rule for item in chart_objects(namespace) for rule in item.get("rules", ())]
+    rules = [rule for item in chart_objects(namespace, *settings) for rule in item.get("rules", ())]
     return {
         (group, resource, verb) for rule in rules for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
     }

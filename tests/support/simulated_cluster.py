@@ -89,9 +89,15 @@ class SimulatedCluster:
         self._wrote("create", item)
         return True
 
-    async def merge(self, kind, namespace, name, patch):
-        self._store({**self.objects[kind, name], **patch})
-        self._wrote("merge", self.objects[kind, name])
+    async def merge(self, kind, namespace, name, patch, subresource=None):
+        known = self.objects[kind, name]
+        if patch.get("metadata", {}).get("resourceVersion", known["metadata"]["resourceVersion"]) != known["metadata"]["resourceVersion"]:
+            raise ConflictError(f"{name}: the object has been modified", (kind, namespace, name))
+        changed = {key: value for key, value in patch.items() if key not in ("metadata", "status")}
+        status = {key: value for key, value in {**known.get("status", {}), **patch.get("status", {})}.items() if value is not None}
+        self._store({**known, **changed, "status": status})
+        self._wrote("merge", known)
+        return self.objects[kind, name]
 
     async def delete(self, namespace, deletion):
         known = self.objects.get((deletion.kind, deletion.name))

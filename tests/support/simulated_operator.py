@@ -81,7 +81,6 @@ class SimulatedOperator:
         for item in self.cluster.objects.values():
             self.cache.put(item)
         kueue = Kueue(self.cluster, self.cache, is_enabled=True)
-        kueue.note(is_there=True)
         self.reconciler = Reconciler(self.cluster, self.cache, self.site, self.queue, Phases(), kueue)
         self.reconciler.pollers = HeardLearners(self.progress)
 

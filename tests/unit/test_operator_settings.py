@@ -32,6 +32,7 @@ def test_what_is_set_is_read():
         ("RLVR_LEARNER_IMAGE", ""), ("RLVR_WORKERS", "many"), ("RLVR_WORKERS", "0"), ("RLVR_WORKERS", "0.5"), ("RLVR_WORKERS", "nan"),
         ("RLVR_RESYNC_SECONDS", "inf"), ("RLVR_RESYNC_SECONDS", "-1"), ("RLVR_HTTP_PORT", "80.5"), ("RLVR_OPERATOR_SELECTOR", "app=x"),
         ("RLVR_OPERATOR_SELECTOR", "{}"), ("RLVR_OPERATOR_SELECTOR", '{"a": 1}'), ("RLVR_OPERATOR_SELECTOR", "[1]"),
+        ("RLVR_KUEUE", "yes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_name(name, value):

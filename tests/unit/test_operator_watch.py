@@ -9,8 +9,9 @@ from operator_jobs import manifest
 from rlvr_api import names
 from rlvr_operator import watch
 from rlvr_operator.cache import Cache
-from rlvr_operator.cluster import ExpiredError, RefusedError, UnavailableError
-from rlvr_operator.watch import JOBS, KIND_ORDER, Watches
+from rlvr_operator.cluster import ExpiredError, GoneError, RefusedError, UnavailableError
+from rlvr_operator.kinds import WATCHED, WATCHED_WITH_KUEUE
+from rlvr_operator.watch import JOBS, Watches
 from rlvr_operator.work_queue import WorkQueue
 
 HERE, THERE = "research", "elsewhere"
@@ -21,11 +22,13 @@ class Server:
 
     def __init__(self):
         self.version, self.objects, self.streams, self.asked = 10, {}, {}, []
-        self.refused, self.failures = set(), []
-        """Namespaces that may not be listed; errors of the next watches."""
+        self.refused, self.failures, self.unknown = set(), [], set()
+        """Namespaces that may not be listed; errors of the next watches; kinds that are not served."""
 
     async def pages(self, kind, namespace, labels=""):
         self.asked.append(("list", kind, namespace))
+        if kind in self.unknown:
+            raise GoneError(f"the server could not find the requested resource ({kind})")
         if namespace in self.refused:
             raise RefusedError(f"{kind} is forbidden in {namespace}")
         found = [item for (found, where, _), item in self.objects.items() if found == kind and namespace in (None, where)]
@@ -40,6 +43,8 @@ class Server:
             raise self.failures.pop(0)
         stream = self.streams.setdefault((kind, namespace), asyncio.Queue())
         while (event := await stream.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
             yield event
 
     def put(self, kind, namespace, name, tell=True):
@@ -71,15 +76,16 @@ class Server:
 
 
 @asynccontextmanager
-async def watching(server, monkeypatch, namespaces=(), resync_seconds=1000.0):
+async def watching(server, monkeypatch, namespaces=(), resync_seconds=1000.0, children=WATCHED, streams=None):
     """Watches at work; yields cache and queue."""
     monkeypatch.setattr(watch, "SHORTEST_SECONDS", 0.0)
     monkeypatch.setattr(watch.BACKOFF.__class__, "delay_seconds", lambda *_: 0.01)
     cache, queue = Cache(), WorkQueue()
-    watches = Watches(server, cache, queue, namespaces, resync_seconds)
+    watches = Watches(server, cache, queue, namespaces, resync_seconds, children)
     await watches.list_all()
     running = asyncio.create_task(watches.run())
-    await until(lambda: len(server.streams) >= len(KIND_ORDER) * len(set(namespaces or (None,)) - server.refused) or running.done())
+    wanted = streams or (len(children) + 1) * len(set(namespaces or (None,)) - server.refused)
+    await until(lambda: len(server.streams) >= wanted or running.done())
     try:
         yield cache, queue
     finally:
@@ -109,7 +115,7 @@ def test_jobs_are_listed_after_their_children_and_watched_from_the_version_of_th
 
     async def scenario():
         async with watching(server, monkeypatch) as (cache, queue):
-            assert [kind for _, kind, _ in server.asked[: len(KIND_ORDER)]][-1] == JOBS.name
+            assert [kind for _, kind, _ in server.asked[: (len(WATCHED) + 1)]][-1] == JOBS.name
             assert server.count("watch", "Pod", str(server.version)) == 1
             assert await waiting(queue) == [(HERE, "one")]
             server.put("Pod", HERE, "one-1")
@@ -225,14 +231,14 @@ def test_where_nothing_may_be_watched_it_ends_with_the_words_of_the_server(names
     server = Server()
     server.refused = set(namespaces)
     with pytest.raises(RefusedError, match="forbidden"):
-        asyncio.run(Watches(server, Cache(), WorkQueue(), namespaces, 1000.0).list_all())
+        asyncio.run(Watches(server, Cache(), WorkQueue(), namespaces, 1000.0, WATCHED).list_all())
 
 
 def test_the_only_namespace_that_is_refused_later_ends_it_too(monkeypatch):
     server = Server()
 
     async def scenario():
-        watches = Watches(server, Cache(), WorkQueue(), (HERE,), 1000.0)
+        watches = Watches(server, Cache(), WorkQueue(), (HERE,), 1000.0, WATCHED)
         await watches.list_all()
         server.refused = {HERE}
         async with asyncio.timeout(20):
@@ -240,3 +246,28 @@ def test_the_only_namespace_that_is_refused_later_ends_it_too(monkeypatch):
 
     with pytest.raises(RefusedError, match="forbidden"):
         asyncio.run(scenario())
+
+
+def test_kueue_may_come_and_go(monkeypatch):
+    server = Server()
+    server.unknown = {"Workload"}
+    monkeypatch.setattr(watch, "UNSERVED_SECONDS", 0.01)
+    server.put(names.KIND, HERE, "a")
+
+    async def scenario():
+        async with watching(server, monkeypatch, children=WATCHED_WITH_KUEUE, streams=len(WATCHED) + 1) as (cache, queue):
+            assert not cache.is_served("Workload")
+            server.unknown = set()
+            server.put("Workload", HERE, "a-kueue")
+            await until(lambda: cache.is_served("Workload") and ("Workload", None) in server.streams)
+            assert [item["kind"] for item in cache.children((HERE, "a"))] == ["Workload"]
+            await waiting(queue)
+            server.unknown = {"Workload"}
+            server.streams["Workload", None].put_nowait(GoneError("the server could not find the requested resource"))
+            await until(lambda: not cache.is_served("Workload"))
+            assert cache.children((HERE, "a")) == ()
+            assert await waiting(queue) == [(HERE, "a")]
+            server.put(names.KIND, HERE, "b")
+            await until(lambda: cache.job((HERE, "b")) is not None)
+
+    asyncio.run(scenario())

@@ -92,6 +92,7 @@ readOnlyRootFilesystem: true
 - {name: RLVR_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
 - {name: RLVR_WORKERS, value: {{ .Values.workers | quote }}}
 - {name: RLVR_RESYNC_SECONDS, value: {{ .Values.resyncSeconds | quote }}}
+- {name: RLVR_KUEUE, value: {{ .Values.kueue.enabled | quote }}}
 {{- with .Values.tracing.endpoint }}
 - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
@@ -135,4 +136,13 @@ readOnlyRootFilesystem: true
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create, patch]
+{{- if .Values.kueue.enabled }}
+# A job's claim to quota. Kueue leaves to its owner to say that pods are ready, that quota goes back, and that all is over.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads/status]
+  verbs: [patch]
+{{- end }}
 {{- end }}

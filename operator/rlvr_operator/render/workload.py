@@ -20,7 +20,7 @@ from rlvr_operator.render.verifiers import verifiers
 CLAIMED_POD = {"resources", "node_selector", "tolerations"}
 CLAIMED: Mapping[str, Any] = {
     "rollouts": {"gpus_per_replica": True, "pod": CLAIMED_POD},
-    "learner": {"gpus": True, "pod": CLAIMED_POD},
+    "learner": {"nodes": True, "gpus": True, "pod": CLAIMED_POD},
     "verifiers": {"workers": True, "sandbox_resources": True, "pod": CLAIMED_POD},
     "scheduling": {"gpu_resource", "priority_class_name", "queue"},
 }
@@ -43,7 +43,7 @@ def workload(job: RLVRJob, owner: Owner, site: Site, images: Mapping[Role, str],
         raise ValueError(f"job {owner.name} names no queue")
     scale = Scale(most(job), None)
     sets = {
-        Role.LEARNER: (1, learner(job, owner, site, images[Role.LEARNER], 1)),
+        Role.LEARNER: (job.spec.learner.nodes, learner(job, owner, site, images[Role.LEARNER], 1)),
         Role.ROLLOUT: (job.spec.rollouts.replicas, rollouts(job, owner, site, images[Role.ROLLOUT])),
         Role.VERIFIER: (scale.replicas, verifiers(job, owner, site, images[Role.VERIFIER], scale)),
     }
