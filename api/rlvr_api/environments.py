@@ -66,10 +66,10 @@ class PythonFunctions(ApiModel):
     """Functions that the model writes, called on hidden inputs in a sandbox that never holds the expected values."""
 
     dataset: Uri
-    """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected"}`, or of `tests`, a list of sources with asserts, in
-    the place of the inputs and `expected`. `visible` and `hidden` are lists of argument
-    lists, the visible ones also shown in the prompt. `reference` is Python source of a right solution; `expected` its values, of the
-    visible and then the hidden inputs. One of the two is enough; both must agree."""
+    """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected", "generator"}`, or of `tests`, a list of sources with
+    asserts, in the place of the inputs and `expected`. `visible` and `hidden` are lists of argument lists, the visible ones also shown in
+    the prompt. `reference` is Python source of a right solution; `expected` its values, of the visible and then the hidden inputs. One of
+    the two is enough; both must agree. `generator` is source of `generate(seed)`, which returns further arguments."""
     instruction: Annotated[str, Field(max_length=2000)] = "Answer with one Python code block."
     """Added to each prompt on a line of its own."""
     held_out: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.1

@@ -15,9 +15,10 @@ from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.app import build_app
 from rlvr_verifier.drain import Drain
 from rlvr_verifier.environments import open_sandboxed
-from rlvr_verifier.environments.base import EnvironmentSetupError, Score
+from rlvr_verifier.environments.base import EnvironmentSetupError, Score, UnjudgedError
 from rlvr_verifier.environments.code import extract_code
 from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.generated_inputs import BATCH_INPUTS, batch_number
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.stdio import StdioEnvironment
 from rlvr_verifier.exploits import SUM, Sample, read_code
@@ -311,3 +312,83 @@ def test_an_environment_may_ask_for_more_than_code_needs(tmp_path: Path, sandbox
     refusal = r"code .* needs sandbox level L2; this one is L1, .*: look; set pythonFunctions.minSandboxLevel to L1"
     with pytest.raises(EnvironmentSetupError, match=refusal):
         open_sandboxed(asking, {}, sandbox)
+
+
+GENERATED = {
+    **SUM,
+    "generator": """
+import random
+def generate(seed):
+    r = random.Random(seed)
+    return [[r.randint(-999, 999) for _ in range(seed % 7)]]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> PythonFunctionsEnvironment:
+    return open_functions(tmp_path_factory.mktemp("generated"), sandbox, GENERATED, time_limit_seconds=2.0)
+
+
+@pytest.mark.parametrize("sample", list(read_code("functions")), ids=lambda sample: sample.name)
+def test_generated_inputs_pay_no_wrong_function_either(generated: PythonFunctionsEnvironment, sample: Sample) -> None:
+    score = generated.score(generated.sample("train", 0, 0).payload, sample.completion, False)
+    assert (score.status is VerdictStatus.PASS) is sample.is_right, score.reason
+
+
+def test_a_table_of_every_input_that_is_written_down_is_not_paid(
+    sums: PythonFunctionsEnvironment, generated: PythonFunctionsEnvironment
+) -> None:
+    table = f"T = {{repr(x): sum(x) for x in {[inputs for (inputs,) in [*SUM['visible'], *SUM['hidden']]]}}}\ndef f(xs): return T[repr(xs)]"
+    found = [one.score(one.sample("train", 0, 0).payload, fence(table), False).status for one in (sums, generated)]
+    assert found == [VerdictStatus.PASS, VerdictStatus.FAIL]
+    tables = [next(probe.paid for probe in one.probes({"row": one.sample("train", 0, 0).payload["row"]}) if probe.name == "table")
+              for one in (sums, generated)]  # fmt: skip
+    assert tables == [True, False]
+
+
+def test_a_code_always_meets_the_same_inputs_and_another_code_others(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[tuple[str, ...]] = []
+    run = Sandbox.run
+    monkeypatch.setattr(Sandbox, "run", lambda self, item: (met.append(tuple(sorted(item.inputs or ()))), run(self, item))[1])
+    own, found = len(SUM["visible"]) + len(SUM["hidden"]), {}
+    for _ in range(2):
+        environment = open_functions(tmp_path, sandbox, GENERATED)
+        payload = environment.sample("train", 0, 0).payload
+        for name in "abcabc":
+            score = environment.score(payload, fence(f"# {name}\ndef f(xs): return sum(xs)"), False)
+            assert score.status is VerdictStatus.PASS
+            assert found.setdefault(name, met[-1]) == met[-1]
+    assert all(own < len(inputs) <= own + BATCH_INPUTS for inputs in found.values())
+    assert len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"generator": "def generate(seed): return [[1]]"}, "gives 1 inputs for 16 seeds"),
+        ({"generator": "def generate(seed): return 3"}, "something else than a list of arguments"),
+        ({"generator": "def generate(): return [[1]]"}, "its generator fails: the code raised TypeError"),
+        ({"generator": "def make(seed): return [[seed]]"}, "its generator fails"),
+        ({"generator": "def generate(seed): return [[object()]]"}, "its generator fails"),
+        ({"generator": "def generate(seed): return [seed, seed]"}, "its reference on generated inputs fails"),
+        ({"reference": None, "expected": [0] * 99}, "a generator needs a reference"),
+    ],
+)
+def test_a_generator_that_gives_nothing_to_ask_is_refused_with_its_line(
+    tmp_path: Path, sandbox: Sandbox, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(EnvironmentSetupError, match=words) as error:
+        open_functions(tmp_path, sandbox, SUM | {"prompt": "another"}, {**GENERATED, **changes})
+    assert "line 2" in str(error.value)
+
+
+def test_a_generator_that_fails_later_is_an_infrastructure_error(tmp_path: Path, sandbox: Sandbox) -> None:
+    late = "def generate(seed):\n    if seed > 15: raise ValueError('late')\n    return [[seed, seed]]"
+    environment = open_functions(tmp_path, sandbox, {**GENERATED, "generator": late})
+    payload, key = environment.sample("train", 0, 0).payload, environment.row(environment.sample("train", 0, 0).payload).key
+    code = next(code for code in (f"x = {number}\ndef f(xs): return sum(xs)" for number in range(99)) if batch_number(key, f"{code}\n"))
+    with pytest.raises(UnjudgedError, match="no inputs were generated: its generator fails: the code raised ValueError"):
+        environment.score(payload, fence(code), False)

@@ -1,15 +1,16 @@
 """Functions that the model writes, called on hidden inputs; the process that runs them never holds an expected value.
 
     load:   rows -> references run in the sandbox -> expected values kept here
-    score:  code block -> inputs shuffled -> one run in a slot -> one canonical value for each input -> compared here, type by type
+    score:  code block -> inputs, and those of a generator, shuffled -> one run in a slot -> a canonical value for each -> compared here
 
 The verdict is pass or nothing: a part of the inputs is not paid, since a constant gets a part of them right. Not covered: hidden inputs
 that do not tell a wrong solution from a right one.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -18,9 +19,10 @@ from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.model import ApiModel
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.asserts import MAX_TEST_CHARACTERS, Assertion, NotRewritableError, read_asserts
-from rlvr_verifier.environments.base import Score, failed, passed
+from rlvr_verifier.environments.base import Score, UnjudgedError, failed, passed
 from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
+from rlvr_verifier.environments.generated_inputs import BATCH_INPUTS, GeneratedInputs, Generator, GeneratorError, batch_number
 from rlvr_verifier.environments.prompts import PromptDataset, split_rows
 from rlvr_verifier.integrity.code_probes import function_probes
 from rlvr_verifier.integrity.probe import Probe
@@ -44,17 +46,20 @@ class FunctionRow(ApiModel):
     tests: Annotated[list[Annotated[str, Field(max_length=MAX_TEST_CHARACTERS)]], Field(max_length=MAX_INPUTS, default_factory=list)]
     reference: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
     expected: list[JsonValue] | None = None
+    generator: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.tests:
-            if self.visible or self.hidden or self.expected is not None:
-                raise ValueError("tests stand for visible, hidden and expected: leave those out")
+            if self.visible or self.hidden or self.expected is not None or self.generator is not None:
+                raise ValueError("tests stand for visible, hidden, expected and generator: leave those out")
             return self
         if not self.hidden:
             raise ValueError("neither hidden nor tests has an input")
         if self.reference is None and self.expected is None:
             raise ValueError("neither reference nor expected is given")
+        if self.generator is not None and self.reference is None:
+            raise ValueError("a generator needs a reference, which gives the values of its inputs")
         count = len(self.visible) + len(self.hidden)
         if self.expected is not None and len(self.expected) != count:
             raise ValueError(f"expected has {len(self.expected)} values for {count} inputs")
@@ -75,6 +80,10 @@ class FunctionProblem:
     reference: str | None
     assertions: tuple[Assertion, ...] | None = None
     """What must hold for each input, where the row has tests; otherwise values are compared with their types."""
+    generator: Generator | None = None
+    """Makes further inputs for each completion."""
+    key: bytes = b""
+    """Of the row as nobody who answers it knows it: says which generated inputs a completion meets."""
 
 
 class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
@@ -86,6 +95,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         assert spec.python_functions is not None
         self._spec = spec.python_functions
         self._sandbox = sandbox
+        self._generated = GeneratedInputs(self._call)
         data = reader.read(self._spec.dataset)
         super().__init__(spec.name, self._spec.instruction, data, self._load(data))
 
@@ -97,14 +107,16 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
         """Solutions that are tables of the inputs, and code that cheats."""
         problem = self.row(payload)
-        return function_probes(problem.entry_point, problem.inputs, problem.expected, problem.visible, problem.reference)
+        return function_probes(
+            problem.entry_point, problem.inputs, problem.expected, problem.visible, problem.reference, problem.generator is None
+        )
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the code block on all inputs in an order that nobody knows beforehand, and compare."""
         code = extract_code(completion)
         if isinstance(code, Score):
             return code
-        problem = self.row(payload)
+        problem = self._extended(self.row(payload), code)
         order = list(range(len(problem.inputs)))
         random.SystemRandom().shuffle(order)
         try:
@@ -115,6 +127,16 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
             return found
         wrong = sum(not self._agrees(problem, index, value) for index, value in zip(order, found, strict=True))
         return failed(f"wrong for {wrong} of {len(order)} inputs") if wrong else passed(f"right for all {len(order)} inputs")
+
+    def _extended(self, problem: FunctionProblem, code: str) -> FunctionProblem:
+        """The problem with the generated inputs that this code meets."""
+        if problem.generator is None:
+            return problem
+        try:
+            batch = self._generated.batch(problem.generator, batch_number(problem.key, code))
+        except (GeneratorError, ItemLostError) as error:
+            raise UnjudgedError(f"no inputs were generated: {error}") from None
+        return replace(problem, inputs=problem.inputs + batch.inputs, expected=problem.expected + batch.expected)
 
     def _agrees(self, problem: FunctionProblem, index: int, found: Value) -> bool:
         if problem.assertions is not None:
@@ -185,7 +207,20 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
                 if given
                 else f"the value of input {which} has NaN, which equals nothing"
             )
-        return FunctionProblem(row.prompt, row.entry_point, inputs, tuple(found), len(row.visible), row.reference)
+        problem = FunctionProblem(row.prompt, row.entry_point, inputs, tuple(found), len(row.visible), row.reference)
+        return problem if row.generator is None else self._with_generator(row, problem)
+
+    def _with_generator(self, row: FunctionRow, problem: FunctionProblem) -> FunctionProblem | str:
+        """With its generator, if that gives inputs that differ and values that can be compared."""
+        generator = Generator(row.generator or "", row.reference or "", row.entry_point)
+        try:
+            batch = self._generated.batch(generator, 0)
+        except GeneratorError as error:
+            return str(error)
+        new = len(set(batch.inputs) - set(problem.inputs))
+        if new < BATCH_INPUTS // 2:
+            return f"its generator gives {new} inputs for {BATCH_INPUTS} seeds beside the row's own, and must give {BATCH_INPUTS // 2}"
+        return replace(problem, generator=generator, key=hashlib.sha256(row.model_dump_json().encode()).digest())
 
 
 def timed_out(seconds: float) -> Score:

@@ -81,16 +81,25 @@ PERSISTENT_CODE = (
 
 
 def function_probes(
-    entry_point: str, inputs: Sequence[str], expected: Sequence[Value], visible: int, reference: str | None
+    entry_point: str,
+    inputs: Sequence[str],
+    expected: Sequence[Value],
+    visible: int,
+    reference: str | None,
+    is_complete: bool = True,
 ) -> Iterator[Probe]:
     """For a function to write.
 
     Args:
         inputs: canonical argument tuples; the prompt shows the first `visible` of them.
+        is_complete: no code meets other inputs; else a table of these cheats.
     """
     yield from COMMON
-    right = (("table", _table(entry_point, inputs, expected)), ("reference", reference))
-    yield from (Probe(name, RIGHT, fence(source)) for name, source in right if source is not None and _fits(source))
+    table = _table(entry_point, inputs, expected)
+    if _fits(table):
+        yield Probe("table", RIGHT if is_complete else EXPLOIT, fence(table))
+    if reference is not None and _fits(reference):
+        yield Probe("reference", RIGHT, fence(reference))
     yield Probe("empty-block", WRONG, fence(""))
     yield Probe("no-such-function", WRONG, fence(f"def not_{entry_point}(*a): return None"))
     shown = set(inputs[:visible])
