@@ -66,8 +66,12 @@ class Team:
 
     def job(self, name, is_urgent=False, **spec):
         queue = {"name": "team", **({"priorityClassName": self.namespace} if is_urgent else {})}
-        gpus = {"rollouts": {"gpusPerReplica": 1}, "learner": {"gpus": 1}}
-        return manifest(name, self.namespace, fake=False, **{"scheduling": {"queue": queue}, **gpus, **spec})
+        asked = {
+            "rollouts": {"gpusPerReplica": 1},
+            "learner": {"gpus": 1},
+            "verifiers": {"pod": {"resources": {"requests": {"cpu": "1"}}}},  # a flavor places only pods that ask for something of it
+        }
+        return manifest(name, self.namespace, fake=False, **{"scheduling": {"queue": queue}, **asked, **spec})
 
     def reserving(self):
         """Workloads that hold quota."""
@@ -150,9 +154,7 @@ def assert_rights_are_right(team, audit):
 def test_a_queue_that_is_not_there_and_a_workload_that_is_put_aside_are_said_word_for_word(api, team, operators):
     operators.leader(**USES_KUEUE)
     api.create(team.job("lost", scheduling={"queue": {"name": "nowhere"}}))
-    reach(api, team, "lost", "Queued", "nowhere")
-    message = api.status(team.namespace, "lost")["message"]
-    assert "doesn't exist" in message, message
+    reach(api, team, "lost", "Queued", "LocalQueue nowhere doesn't exist")
     api.create(team.job("aside"))
     reach(api, team, "aside", "Running")
     workload = names.kueue_workload_name("aside")
