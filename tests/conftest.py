@@ -200,6 +200,12 @@ def one_thread():
 
 
 @pytest.fixture
+def make_store():
+    """Makes empty object stores in memory."""
+    return MemoryStore
+
+
+@pytest.fixture
 def memory_store():
     """An empty object store in memory."""
     return MemoryStore()

@@ -15,17 +15,18 @@ from rlvr_trainer.storage.client import ObjectStore, S3Settings
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory, synthetic_run):
-    """A folder with one finished run, as a runtime that has stopped leaves it."""
+    """A folder with two finished runs, as a runtime that has stopped leaves them."""
     runs = tmp_path_factory.mktemp("runs")
-    folder = runs / "arithmetic"
-    folder.mkdir()
-    job = synthetic_run.make_job(steps=3)
-    (folder / "job.json").write_text(job.model_dump_json(by_alias=True))
-    with EmbeddedS3(folder / "s3", folder / "s3.json") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
-        store = ObjectStore.open(job.spec.storage.uri, S3Settings(server.endpoint), "arithmetic")
-        synthetic_run(store, job=job, steps=3)
+    for run_name, steps in (("arithmetic", 3), ("longer", 6)):
+        folder = runs / run_name
+        folder.mkdir()
+        job = synthetic_run.make_job(run_name, steps=steps)
+        (folder / "job.json").write_text(job.model_dump_json(by_alias=True))
+        with EmbeddedS3(folder / "s3", folder / "s3.json") as server, pytest.MonkeyPatch.context() as patch:
+            for name, value in server.environment().items():
+                patch.setenv(name, value)
+            store = ObjectStore.open(job.spec.storage.uri, S3Settings(server.endpoint), run_name)
+            synthetic_run(store, job=job, steps=steps)
     return runs
 
 
@@ -44,6 +45,25 @@ def test_report_starts_the_store_again_and_stops_it(runs_dir, capsys, monkeypatc
     assert "3 of 3 optimizer steps" in page.read_text()
     assert find_running(runs_dir / "arithmetic" / "s3") is None
     assert "AWS_ACCESS_KEY_ID" not in os.environ
+
+
+def test_runs_with_stores_of_their_own_are_compared_on_one_page(runs_dir, capsys, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    code, out, err = run(capsys, "compare", "arithmetic", "longer", "--runs-dir", runs_dir)
+    assert (code, err) == (0, "")
+    page = runs_dir / "comparison.html"
+    assert out.strip() == str(page)
+    assert "last evaluation beside that of arithmetic" in page.read_text()
+    assert [find_running(runs_dir / name / "s3") for name in ("arithmetic", "longer")] == [None, None]
+    for arguments, said in (
+        (("arithmetic",), "1 run cannot be compared: name 2 to 6"),
+        (("arithmetic", "arithmetic"), "arithmetic is named twice; name different runs"),
+        (("arithmetic", "shorter"), "runs there: arithmetic, longer"),
+        (("arithmetic", "longer", "--endpoint", "http://x"), "--endpoint is for jobs of a cluster"),
+    ):
+        code, out, err = run(capsys, "compare", *arguments, "--runs-dir", runs_dir)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert said in err
 
 
 def test_a_job_of_a_cluster_is_read_from_a_file_and_its_store_from_here(runs_dir, capsys, tmp_path, monkeypatch):

@@ -88,8 +88,8 @@ def test_a_line_goes_through_its_data_and_escapes_its_words():
     (_, middle), _ = [tuple(map(float, corner.split())) for corner in thin.get("d")[1:].split("L")]
     assert middle == pytest.approx((y0 + y1) / 2, abs=0.1)
     titles = [element.text for element in root.iter("title")]
-    assert "<b>&, step 3: 1" in titles
-    assert "held, step 1: 0.5 ± 0.1" in titles
+    assert "<b>&, optimizer step 3: 1" in titles
+    assert "held, optimizer step 1: 0.5 ± 0.1" in titles
     assert sum("error" in (element.get("class") or "") for element in root.iter("line")) == 1
     assert "<i>" in [element.text for element in root.iter("text")]
 

@@ -1,4 +1,4 @@
-"""`rlvr report`, `rlvr rollouts`, `rlvr rescore`, `rlvr lineage` and `rlvr model`: what the trainer adds to the command line.
+"""`rlvr report`, `compare`, `rollouts`, `rescore`, `lineage` and `model`: what the trainer adds to the command line.
 
 Heavy libraries are imported when a command runs, so that `rlvr --help` stays quick.
 """
@@ -33,6 +33,26 @@ def _run_report(arguments: argparse.Namespace) -> int:
     with open_run(arguments.run, arguments.runs_dir, arguments.endpoint) as source:
         output = arguments.output or (Path(f"{source.job.metadata.name}.html") if of_cluster else folder / "report.html")
         print(write_report(source, output))
+    return 0
+
+
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN|FILE", nargs="+", help="as of `rlvr report`; the first is what the others are compared with")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write it; default RUNS_DIR/comparison.html")
+    _add_places(parser)
+
+
+def _run_compare(arguments: argparse.Namespace) -> int:
+    from rlvr_trainer.report.source import open_run
+    from rlvr_trainer.report.write import load_run, write_comparison
+
+    if arguments.endpoint is not None and not any(Path(run).is_file() for run in arguments.runs):
+        raise UserError("--endpoint is for jobs of a cluster: name a file with one, as `kubectl get rlvr NAME -o yaml` prints it")
+    runs = []
+    for run in arguments.runs:  # one after the other: each store has credentials of its own
+        with open_run(run, arguments.runs_dir, arguments.endpoint if Path(run).is_file() else None) as source:
+            runs.append(load_run(source))
+    print(write_comparison(runs, arguments.output or arguments.runs_dir / "comparison.html"))
     return 0
 
 
@@ -152,6 +172,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", metavar="RUN|FILE", help="name of a local job, its folder, or a file with a cluster's job (kubectl get -o yaml)"
     )
+    _add_places(parser)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", metavar="URL", help="where this machine reaches the S3 server of a cluster's job")
     parser.add_argument("--runs-dir", type=Path, default=RUNS_DIR, help="where local runs are kept; default ./runs")
 
@@ -163,6 +187,7 @@ def _natural(text: str) -> int:
 
 
 report = Command("report", "write a run's report: one HTML page that opens offline", _configure_report, _run_report)
+compare = Command("compare", "write one page that compares runs: held-out curves, and paired differences", _configure_compare, _run_compare)
 rollouts = Command("rollouts", "show the rollouts of a step, and why each was judged so", _configure_rollouts, _run_rollouts)
 rescore = Command("rescore", "judge stored rollouts again by the verifier of today, and say what changed", _configure_rescore, _run_rescore)
 lineage = Command("lineage", "say what a model's weights come from: base, stages, data, verifiers, code", _configure_lineage, _run_lineage)

@@ -23,6 +23,8 @@ MAX_DOTS = 60
 CHARACTER_WIDTH = 6.4
 """Of an axis label at 11 px, generously."""
 
+STEPS = "optimizer step"
+"""What most charts are drawn over."""
 Format = Callable[[float], str]
 
 
@@ -87,7 +89,7 @@ class Frame:
 
 def line_chart(
     lines: Sequence[Line], *, label: str, y_format: Format = number, y_range: tuple[float, float] | None = None, whole_y: bool = False,
-    marks: Sequence[Mark] = (), size: Size = WIDE, x_label: str = "optimizer step",
+    marks: Sequence[Mark] = (), size: Size = WIDE, x_label: str = STEPS,
 ) -> str:  # fmt: skip
     """Lines over optimizer steps.
 
@@ -106,13 +108,13 @@ def line_chart(
     left = 14 + CHARACTER_WIDTH * max(len(y_format(tick)) for tick in y_ticks)
     frame = Frame(size, x_range, y_range, left)
     parts = [_grid(frame, y_ticks, y_format, x_label), *_marks(frame, marks)]
-    parts += [_draw(frame, line, y_format) for line in lines]
+    parts += [_draw(frame, line, y_format, x_label) for line in lines]
     return _svg(size, label, parts)
 
 
 def stacked_bars(
     bars: Sequence[tuple[float, Mapping[str, float]]], names: Sequence[str], *, label: str, size: Size = WIDE,
-    x_label: str = "optimizer step",
+    x_label: str = STEPS,
 ) -> str:  # fmt: skip
     """One bar of seconds a step, or for several steps their mean, in the order and colours of `names`.
 
@@ -184,11 +186,11 @@ def _marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
         )
 
 
-def _draw(frame: Frame, line: Line, y_format: Format) -> str:
+def _draw(frame: Frame, line: Line, y_format: Format, x_label: str) -> str:
     if not line.points:
         return ""
     if line.kind == "points":
-        return _diamonds(frame, line, y_format)
+        return _diamonds(frame, line, y_format, x_label)
     points = _changes(line.points) if line.kind == "step" else thinned(line.points, MAX_POINTS)
     pixels = [(frame.x(x), frame.y(y)) for x, y in points]
     if line.kind == "step":
@@ -196,13 +198,14 @@ def _draw(frame: Frame, line: Line, y_format: Format) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
     dots = "".join(f'<circle class="dot c{line.colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6"/>' for x, y in points)
     hits = "".join(
-        f'<circle class="hit" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="7"><title>{_title(line, x, y, y_format)}</title></circle>'
+        f'<circle class="hit" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="7">'
+        f"<title>{_title(line, x_label, x, y, y_format)}</title></circle>"
         for x, y in points
     )
     return f'<path class="line c{line.colour}" d="{path}"/>{dots if len(points) <= MAX_DOTS else ""}{hits}'
 
 
-def _diamonds(frame: Frame, line: Line, y_format: Format) -> str:
+def _diamonds(frame: Frame, line: Line, y_format: Format, x_label: str) -> str:
     parts = []
     measured = list(zip(line.points, line.errors or (None,) * len(line.points), strict=True))
     if len(measured) > MAX_DOTS:  # every n-th, and the last: a mean of evaluations would be none of them
@@ -212,7 +215,7 @@ def _diamonds(frame: Frame, line: Line, y_format: Format) -> str:
         parts.append(f'<path class="line thin c{line.colour}" d="{path}"/>')
     for (x, y), error in measured:
         column, row = frame.x(x), frame.y(y)
-        title = _title(line, x, y, y_format)
+        title = _title(line, x_label, x, y, y_format)
         if error:
             title += escape(f" ± {y_format(error)}")
             parts.append(
@@ -230,5 +233,5 @@ def _changes(points: Sequence[Point]) -> list[Point]:
     return list(dict.fromkeys((points[0], *inner, points[-1])))
 
 
-def _title(line: Line, x: float, y: float, y_format: Format) -> str:
-    return escape(f"{line.name}, step {number(x)}: {y_format(y)}")
+def _title(line: Line, x_label: str, x: float, y: float, y_format: Format) -> str:
+    return escape(f"{line.name}, {x_label} {number(x)}: {y_format(y)}")

@@ -13,7 +13,7 @@ from rlvr_api.status import Part
 from rlvr_trainer.intervals import t_quantile
 from rlvr_trainer.metrics import EvaluationCell, StepMetrics, seconds_by_part
 from rlvr_trainer.report.axes import chunks, number, percent
-from rlvr_trainer.report.charts import MAX_POINTS, NARROW, SMALL, WIDE, Line, Mark, Size, line_chart, stacked_bars
+from rlvr_trainer.report.charts import MAX_POINTS, NARROW, SMALL, STEPS, WIDE, Line, Mark, Size, line_chart, stacked_bars
 from rlvr_trainer.report.run_data import RunData
 
 FLAT = (Size(760, 130), Size(400, 130))
@@ -103,7 +103,7 @@ def _learning(data: RunData) -> Figure:
         text += f" Each point of a line, here and below, is the mean of about {round(len(data.steps) / MAX_POINTS)} steps."
     points = [(data.position(result), rate) for result in data.evaluations if (rate := result.pass_rate()) is not None]
     if points:
-        errors = [_half_interval(result.standard_error(), _tasks(result.cells)) for result in data.evaluations if result.cells]
+        errors = [half_interval(result.standard_error(), _tasks(result.cells)) for result in data.evaluations if result.cells]
         lines.append(Line("held-out pass rate (95 % interval)", points, 3, "points", errors))
     return chart_figure("Reward and pass rate", text, lines, percent, y_range=(0.0, 1.0), marks=run_marks(data))
 
@@ -121,7 +121,7 @@ def _held_out_by_cell(data: RunData) -> Iterator[Figure]:
             [(x, cell.pass_rate) for x, cell in found],
             colour,
             "points",
-            [_half_interval(cell.standard_error, cell.tasks) for _, cell in found],
+            [half_interval(cell.standard_error, cell.tasks) for _, cell in found],
         )
         for colour, ((environment, level), found) in enumerate(sorted(cells.items())[:MAX_LINES], 1)
     ]
@@ -164,11 +164,13 @@ def _shares(data: RunData) -> Iterator[Figure]:
 
 def chart_figure(
     title: str, text: str, lines: Sequence[Line], y_format: Callable[[float], str], *, sizes: tuple[Size, Size | None] = (WIDE, NARROW),
-    y_range: tuple[float, float] | None = None, whole_y: bool = False, marks: Sequence[Mark] = (),
+    y_range: tuple[float, float] | None = None, whole_y: bool = False, marks: Sequence[Mark] = (), x_label: str = STEPS,
 ) -> Figure:  # fmt: skip
     """A line chart in both sizes; arguments as those of `charts.line_chart`."""
     wide, narrow = (
-        line_chart(lines, label=title, y_format=y_format, y_range=y_range, whole_y=whole_y, marks=marks, size=size) if size else ""
+        line_chart(lines, label=title, y_format=y_format, y_range=y_range, whole_y=whole_y, marks=marks, size=size, x_label=x_label)
+        if size
+        else ""
         for size in sizes
     )
     legend = [(line.colour, line.name) for line in lines] if len(lines) > 1 else []
@@ -190,7 +192,8 @@ def run_marks(data: RunData) -> list[Mark]:
     return marks
 
 
-def _half_interval(standard_error: float | None, tasks: int) -> float | None:
+def half_interval(standard_error: float | None, tasks: int) -> float | None:
+    """Half the 95 % interval of a mean over tasks; None for fewer than two."""
     return None if standard_error is None or tasks < 2 else standard_error * t_quantile(0.975, tasks - 1)
 
 

@@ -49,14 +49,21 @@ class Change:
     """`up`, `down` or `unclear`: whether the interval leaves zero out."""
 
 
-def render(data: RunData, generated: datetime) -> str:
-    """The HTML of a run's report."""
+def make_environment() -> Environment:
+    """Templates of pages, with everything escaped but charts."""
     environment = Environment(
         loader=PackageLoader("rlvr_trainer.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(visible=visible, shown=lambda text: visible(shortened(text, SAMPLE_CHARACTERS)), svg=Markup)
     environment.filters.update(number=number, percent=percent, duration=duration)
+    environment.globals["version"] = version(DISTRIBUTION)
+    return environment
+
+
+def render(data: RunData, generated: datetime) -> str:
+    """The HTML of a run's report."""
+    environment = make_environment()
     timing = bottleneck(data.steps)
     page: str = environment.get_template("report.html.j2").render(
         data=data,
@@ -81,7 +88,6 @@ def render(data: RunData, generated: datetime) -> str:
         truncation=truncation_note(data),
         settings=list(settings(data.job.spec.model_dump(mode="json", by_alias=True, exclude_none=True))),
         generated=generated.strftime("%Y-%m-%d %H:%M UTC"),
-        version=version(DISTRIBUTION),
     )
     return page.lstrip()
 
@@ -142,7 +148,7 @@ def key_facts(data: RunData) -> Iterator[tuple[str, str]]:
 def headline(evaluations: Sequence[EvaluationResult]) -> Change | None:
     """The first and last evaluation compared over all their tasks; None while there are not two."""
     pair = _first_and_last(evaluations)
-    return None if pair is None else _change("all held-out tasks", *pair, None, None)
+    return None if pair is None else describe_change("all held-out tasks", *pair)
 
 
 def changes(evaluations: Sequence[EvaluationResult]) -> list[Change]:
@@ -153,8 +159,31 @@ def changes(evaluations: Sequence[EvaluationResult]) -> list[Change]:
     cells = sorted({(cell.environment, cell.level) for cell in pair[1].cells} & {(cell.environment, cell.level) for cell in pair[0].cells})
     if len(cells) < 2:
         return []
-    found = (_change(cell_name(environment, level, 2), *pair, environment, level) for environment, level in cells)
+    found = (describe_change(cell_name(environment, level, 2), *pair, environment, level) for environment, level in cells)
     return [change for change in found if change is not None]
+
+
+def describe_change(
+    name: str, before: EvaluationResult, after: EvaluationResult, environment: str | None = None, level: int | None = None
+) -> Change | None:
+    """Two evaluations compared over the tasks that both have; None where they share none.
+
+    Args:
+        environment, level: look at these tasks alone; None is all.
+    """
+    first, second = (_rates(result, environment, level) for result in (before, after))
+    shared = first.keys() & second.keys()
+    if not shared:
+        return None
+    old, new = (sum(rates[task] for task in shared) / len(shared) for rates in (first, second))
+    interval, verdict = "", "unclear"
+    if len(shared) > 1:
+        _, lower, upper = paired_difference(before, after, environment, level)
+        interval = f"{_points(lower)} to {_points(upper)}"
+        verdict = "up" if lower > 0 else "down" if upper < 0 else "unclear"
+    return Change(
+        name, len(shared), _samples_per_task(before, after), percent(old, 1), percent(new, 1), _points(new - old), interval, verdict
+    )
 
 
 def verdict_rows(steps: Sequence[StepMetrics]) -> list[tuple[str, list[str]]]:
@@ -210,22 +239,6 @@ def settings(value: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
 def _first_and_last(evaluations: Sequence[EvaluationResult]) -> tuple[EvaluationResult, EvaluationResult] | None:
     judged = [result for result in evaluations if result.cells]
     return (judged[0], judged[-1]) if len(judged) > 1 else None
-
-
-def _change(name: str, before: EvaluationResult, after: EvaluationResult, environment: str | None, level: int | None) -> Change | None:
-    first, second = (_rates(result, environment, level) for result in (before, after))
-    shared = first.keys() & second.keys()
-    if not shared:
-        return None
-    old, new = (sum(rates[task] for task in shared) / len(shared) for rates in (first, second))
-    interval, verdict = "", "unclear"
-    if len(shared) > 1:
-        _, lower, upper = paired_difference(before, after, environment, level)
-        interval = f"{_points(lower)} to {_points(upper)}"
-        verdict = "up" if lower > 0 else "down" if upper < 0 else "unclear"
-    return Change(
-        name, len(shared), _samples_per_task(before, after), percent(old, 1), percent(new, 1), _points(new - old), interval, verdict
-    )
 
 
 def _rates(result: EvaluationResult, environment: str | None, level: int | None) -> Mapping[tuple[str, int, str], float]:

@@ -1,14 +1,16 @@
-"""Reads a run and writes its page: the file is complete or not there."""
+"""Reads runs and writes their page: the file is complete or not there."""
 
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rlvr_api.cli import UserError
 from rlvr_trainer.metrics_log import MetricsUnreadableError
+from rlvr_trainer.report.comparison import render_comparison
 from rlvr_trainer.report.page import render
-from rlvr_trainer.report.run_data import load_run_data
+from rlvr_trainer.report.run_data import RunData, load_run_data
 from rlvr_trainer.report.source import RunSource
 from rlvr_trainer.storage.errors import StorageError
 
@@ -19,10 +21,27 @@ def write_report(source: RunSource, output: Path) -> Path:
     Raises:
         UserError: the run cannot be read, or the file not written.
     """
+    return _write(render(load_run(source), datetime.now(UTC)), output)
+
+
+def write_comparison(runs: Sequence[RunData], output: Path) -> Path:
+    """Write the page that compares runs to `output` and return its absolute path.
+
+    Raises:
+        UserError: the runs cannot be compared, or the file not written.
+    """
+    return _write(render_comparison(runs, datetime.now(UTC)), output)
+
+
+def load_run(source: RunSource) -> RunData:
+    """Read a run; raises UserError when it cannot be."""
     try:
-        page = render(load_run_data(source), datetime.now(UTC))
+        return load_run_data(source)
     except (StorageError, MetricsUnreadableError) as error:
         raise UserError(str(error)) from error
+
+
+def _write(page: str, output: Path) -> Path:
     output = output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
