@@ -49,7 +49,8 @@ from rlvr_trainer.weights.engine_client import EngineHandle
 from rlvr_trainer.weights.follower import WeightFollower
 from rlvr_trainer.weights.probe import Probe
 from rlvr_trainer.weights.protocol import Invitation
-from rlvr_trainer.weights.publisher import MIB, PublishReport, WeightPublisher, highest_version
+from rlvr_trainer.weights.publisher import MIB, WeightPublisher, highest_version
+from rlvr_trainer.weights.report import PublishReport
 
 UPDATE_LIMIT, GAP_LIMIT, PAUSED_LIMIT = 1.5, 1e-4, 0.02
 WARM_UPS = 3

@@ -27,7 +27,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 class Lora(ApiModel):
     """Train two small matrices beside each linear layer but the head, and leave the model as it is (arXiv 2106.09685): gradients, optimizer
-    state and checkpoints have a few percent of the size. Engines get the merged weights. Learning rates are about ten times higher."""
+    state, checkpoints and weight updates have a few percent of the size. Learning rates are about ten times higher."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the product B·A."""

@@ -190,6 +190,7 @@ def _open_publisher(
         advertised_host=context.advertised_host,
         attempt=context.attempt,
         engine_dtype=spec.precision.engine,
+        adapter_scale=policy.adapter_scale,
         on_event=fleet.note,
         open_store=lambda: store,
     )

@@ -6,7 +6,7 @@
                                                              renamed: weights under the model's own names, for the model with adapters
 
 All linear layers but the head get one. W0 stays in float32 and is never written to, so that merging is exact however often it is done.
-Not covered: quantised W0, and engines that take A and B.
+Engines are sent A and B, and add them as is done here (`weights.adapters`). Not covered: quantised W0.
 """
 
 import math
@@ -91,6 +91,11 @@ def plain_weights(model: nn.Module) -> dict[str, str | Merge]:
         elif not is_adapter(name):
             found[name] = name
     return found
+
+
+def adapted_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of the weights that adapters are added to, by the names that the model has without them."""
+    return {f"{name}.weight": layer.base.weight.shape for name, layer in _layers(model)}
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:

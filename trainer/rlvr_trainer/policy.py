@@ -1,7 +1,7 @@
 """The policy: a causal language model with float32 master weights, and the log-probs of completions under it.
 
     Hugging Face folder -> Policy.load -> completion_logprobs(packed batch), differentiable
-                                       -> engine_named_tensors() for the engines, sequence_logprobs() for the probe of what they compute
+                                       -> published_tensors() for the engines, sequence_logprobs() for the probe of what they compute
 
 The model is called with the attention of `tree_attention`, with `use_cache=False`, and with logits at the rows that predict completion
 tokens only. A packed call with the default cache or an all-ones mask gives log-probs that are wrong by nats without any error, so nothing
@@ -28,9 +28,10 @@ from rlvr_trainer import tree_attention
 from rlvr_trainer.distributed.commands import Command, Load, Score
 from rlvr_trainer.distributed.ranks import ALONE, Ranks, Shard
 from rlvr_trainer.distributed.sharding import GatheredTensors, MergedShards, ShardedModel
-from rlvr_trainer.lora import add_adapters, merged_weights, plain_weights, renamed
+from rlvr_trainer.lora import adapted_shapes, add_adapters, merged_weights, plain_weights, renamed
 from rlvr_trainer.packing import Branch, PackedBatch, Tree, pack
 from rlvr_trainer.token_logprobs import TokenScores, score_states, score_tokens
+from rlvr_trainer.weights.adapters import fits
 
 PREFIX = "model/"
 """Of weights among a checkpoint's tensors."""
@@ -63,6 +64,8 @@ class Policy:
         self._sharded = ShardedModel(model, ranks) if ranks.size > 1 else None
         self.device = next(model.parameters()).device
         self._load_again: Callable[[], Policy] | None = None
+        self.adapter_scale: float | None = None
+        """Of what `published_tensors` gives; see `rlvr_trainer.weights.protocol.Layout`."""
         self._head_gives_logits = True
         """And nothing scales or shifts them behind it; `load` finds out."""
         self.block_tokens = BLOCK_TOKENS_CPU if self.device.type == "cpu" else BLOCK_TOKENS_GPU
@@ -92,6 +95,8 @@ class Policy:
             gradient_checkpointing=spec.learner.gradient_checkpointing,
             ranks=ranks,
         )
+        if spec.model.lora is not None and fits(folder, adapted_shapes(model)):
+            policy.adapter_scale = spec.model.lora.alpha / spec.model.lora.rank
         policy._check_trees(spec.model.max_model_len)
         policy._load_again = partial(cls.load, folder, spec, ranks)
         return policy
@@ -156,8 +161,17 @@ class Policy:
         if self._sharded is not None:
             self._sharded.drop_gradients()
 
+    def published_tensors(self) -> Mapping[str, Tensor]:
+        """What engines are sent: the adapters where they can add them themselves (`adapter_scale`), else `engine_named_tensors`."""
+        if self.adapter_scale is None:
+            return self.engine_named_tensors()
+        parameters = self.parameters()
+        if self._sharded is not None:
+            return GatheredTensors(dict(zip(parameters, self.shards(), strict=True)), self.ranks, self.device)
+        return {name: parameter.detach() for name, parameter in parameters.items()}
+
     def engine_named_tensors(self) -> Mapping[str, Tensor]:
-        """The weights to publish, float32, on the policy's device, by the names of the model's folder; adapters are worked in.
+        """The weights, float32, on the policy's device, by the names of the model's folder; adapters are worked in.
 
         No copies but of what is merged, so they change with the next step; those of a sharded model are gathered one by one.
         """

@@ -36,7 +36,8 @@ from rlvr_trainer.storage.rollouts import write_groups
 from rlvr_trainer.telemetry import Attribute, SpanName, StepInstruments, tracer
 from rlvr_trainer.versions import VersionHistory
 from rlvr_trainer.weights.engine_state import EngineStatus
-from rlvr_trainer.weights.publisher import PublishReport, WeightPublisher, highest_version
+from rlvr_trainer.weights.publisher import WeightPublisher, highest_version
+from rlvr_trainer.weights.report import PublishReport
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Run:
         return result
 
     def _weights(self) -> Mapping[str, Tensor]:
-        return self.policy.engine_named_tensors()
+        return self.policy.published_tensors()
 
 
 def _reasons(publisher: WeightPublisher) -> str:

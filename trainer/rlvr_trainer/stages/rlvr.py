@@ -42,7 +42,7 @@ from rlvr_trainer.storage.rollback import CommittedRollback, RollbackRecord, new
 from rlvr_trainer.storage.rollouts import read_groups, write_groups
 from rlvr_trainer.telemetry import train_step_span
 from rlvr_trainer.training import timed
-from rlvr_trainer.weights.publisher import PublishReport
+from rlvr_trainer.weights.report import PublishReport
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,15 @@ ALIGNMENT_BYTES = 64
 TORCH_DTYPES: dict[WireDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def plan_layout(tensors: Mapping[str, torch.Tensor], dtype: WireDtype, bucket_bytes: int) -> Layout:
-    """Buckets for `tensors` cast to `dtype`, in the mapping's order.
+def plan_layout(tensors: Mapping[str, torch.Tensor], dtype: WireDtype, bucket_bytes: int, adapter_scale: float | None = None) -> Layout:
+    """Buckets for `tensors` cast to `dtype`, in the mapping's order; adapters (`Layout.adapter_scale`) stay float32.
 
     A tensor that is the same memory as an earlier one (tied weights) is left out: the engine ties it as well.
 
     Raises:
         ValueError: nothing to send, or a tensor of whole numbers, which no cast to `dtype` keeps.
     """
+    dtype = dtype if adapter_scale is None else "float32"
     buckets: list[Bucket] = []
     slots: list[TensorSlot] = []
     end = 0
@@ -41,7 +42,7 @@ def plan_layout(tensors: Mapping[str, torch.Tensor], dtype: WireDtype, bucket_by
     if not slots:
         raise ValueError("there are no tensors to publish: pass dict(model.named_parameters())")
     buckets.append(Bucket(size_bytes=end, slots=tuple(slots)))
-    return Layout(buckets=tuple(buckets))
+    return Layout(buckets=tuple(buckets), adapter_scale=adapter_scale)
 
 
 def pack_bucket(bucket: Bucket, tensors: Mapping[str, torch.Tensor], buffer: torch.Tensor) -> None:

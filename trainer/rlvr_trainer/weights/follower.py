@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Sequence
 
 import torch
 
+from rlvr_trainer.weights.adapters import BaseWeights
 from rlvr_trainer.weights.installation import Installation
 from rlvr_trainer.weights.protocol import Invitation, SwapOrder, UpdateHeader, check_newer
 from rlvr_trainer.weights.transport import Receiver, Transport
@@ -32,8 +33,10 @@ class SupersededError(RuntimeError):
 class WeightFollower:
     """Transport on one side, installation on the other. All methods but the threads' own are called by one thread."""
 
-    def __init__(self, transport: Transport, installation: Installation, device: torch.device) -> None:
+    def __init__(self, transport: Transport, installation: Installation, device: torch.device, base: BaseWeights | None = None) -> None:
+        """`base`: what adapters are added to."""
         self._transport = transport
+        self._base = base
         self._installation = installation
         self._device = device
         self._receiver: Receiver | None = None
@@ -51,8 +54,11 @@ class WeightFollower:
             ValueError: the invitation is not newer than the last one, or this worker cannot take part.
         """
         check_newer(invitation, self._seen)
+        scale = invitation.layout.adapter_scale
+        if scale is not None and self._base is None:
+            raise ValueError("the learner sends adapters, and this engine has nothing to add them to")
         receiver = self._transport.make_receiver(
-            invitation, invitation.rank_offset + worker, self._device, lambda buckets: self._stage(receiver, buckets), self._receiver
+            invitation, invitation.rank_offset + worker, self._device, lambda buckets: self._stage(receiver, buckets, scale), self._receiver
         )
         with self._turn:
             previous, self._receiver = self._receiver, receiver
@@ -116,10 +122,11 @@ class WeightFollower:
             self._settled.set()
         receiver.report_settled(header, error)
 
-    def _stage(self, receiver: Receiver, buckets: Iterable[Sequence[tuple[str, torch.Tensor]]]) -> bool:
-        arriving = self._in_turn(receiver, buckets)
+    def _stage(self, receiver: Receiver, buckets: Iterable[Sequence[tuple[str, torch.Tensor]]], scale: float | None) -> bool:
+        whole = buckets if scale is None or self._base is None else self._base.add(buckets, scale)
+        arriving = self._in_turn(receiver, whole)
         try:
-            return self._installation.stage(arriving)
+            return self._installation.stage(arriving) and whole is buckets
         finally:
             arriving.close()
 

@@ -71,10 +71,13 @@ class Bucket(Message):
 
 
 class Layout(Message):
-    """All tensors of a model, in buckets."""
+    """All tensors of an update, in buckets."""
 
     buckets: tuple[Bucket, ...]
     """Buckets in the order of their broadcasts."""
+    adapter_scale: Annotated[float, Field(gt=0.0)] | None = None
+    """The tensors are adapters, float32: what their products are multiplied by before they are added to the weights that the engine was
+    started with. None: they are the model's weights."""
 
     @property
     def size_bytes(self) -> int:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +33,7 @@ from rlvr_trainer.weights.engine_state import EngineBook, EngineEvent, EngineSta
 from rlvr_trainer.weights.groups import NEVER_UPDATED, GroupFactory, WeightGroup
 from rlvr_trainer.weights.probe import Probe, ProbeError
 from rlvr_trainer.weights.protocol import Layout, SwapOrder, UpdateHeader
+from rlvr_trainer.weights.report import PublishReport
 from rlvr_trainer.weights.swap import SwapResult, swap_engine
 from rlvr_trainer.weights.transport import OpenStore, no_store
 
@@ -44,33 +44,6 @@ MAX_ROUNDS = 3  # of one version; more than two are needed only when engines die
 WAITING = frozenset({EngineStatus.DIRTY, EngineStatus.QUARANTINED})
 MAX_CALLS = 128  # to engines at the same time, but for swaps
 LOOK_SECONDS = 5.0  # for an engine to say its version, when nothing waits for the answer
-
-
-@dataclass(slots=True)
-class PublishReport:
-    """What an update did. Seconds are wall time on the learner."""
-
-    version: int
-    engines: Mapping[str, EngineState] = field(default_factory=dict)
-    """All engines, as they were when the update ended."""
-    dropped: dict[str, str] = field(default_factory=dict)
-    """Engines that did not get it, and why."""
-    size_bytes: int = 0
-    """Bytes that were sent, or written into the store, in all rounds."""
-    form_seconds: float = 0.0
-    """Forming groups; 0 when the last one was still good."""
-    broadcast_seconds: float = 0.0
-    """From the first bucket until the last engine had staged all."""
-    update_seconds: float = 0.0
-    """From the call until all engines went on with the new weights."""
-    paused_seconds: dict[str, float] = field(default_factory=dict)
-    """How long each engine stood still."""
-    probe_seconds: float = 0.0
-    """Waiting until engines settled, sampling, and the trainer's own log-probs."""
-    probe_gap_max: float = 0.0
-    """Largest |log-prob difference| of a passed probe, in nats."""
-    total_seconds: float = 0.0
-    """The whole call."""
 
 
 class WeightPublisher:
@@ -86,16 +59,25 @@ class WeightPublisher:
         advertised_host: str,
         attempt: int,
         engine_dtype: Dtype,
+        adapter_scale: float | None = None,
         on_event: Callable[[EngineEvent], None] = lambda event: None,
         open_store: OpenStore = no_store,
         watch_seconds: float = 1.0,
     ) -> None:
-        """Raises OSError when `advertised_host` does not name an address of this machine. Starts the watcher; `close` ends it."""
+        """Starts the watcher; `close` ends it.
+
+        Args:
+            adapter_scale: what is published are adapters, see `Layout.adapter_scale`; None: whole weights.
+
+        Raises:
+            OSError: `advertised_host` does not name an address of this machine.
+        """
         self._bucket_bytes = transport.bucket_mib * MIB
         self._timeout_seconds = timeout_seconds
         self._probe = probe
         self._attempt = attempt
         self._dtype = engine_dtype
+        self._adapter_scale = adapter_scale
         self._book = EngineBook((), on_event)
         self._trace_headers: dict[str, str] = {}
         self._http = open_http()
@@ -230,7 +212,7 @@ class WeightPublisher:
         headers: dict[str, str] = {}
         inject(headers)
         self._trace_headers = headers
-        layout = plan_layout(outline(tensors), self._dtype, self._bucket_bytes)
+        layout = plan_layout(outline(tensors), self._dtype, self._bucket_bytes, self._adapter_scale)
         report = PublishReport(version)
         differing = self._update(tensors, layout, names, report, started)
         if differing:

@@ -8,6 +8,7 @@
 Not covered: draft models of speculative decoding.
 """
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
 from rlvr_trainer.weights import TRANSPORTS, backend_name, load_transport
+from rlvr_trainer.weights.adapters import BaseWeights
 from rlvr_trainer.weights.follower import WeightFollower
 from rlvr_trainer.weights.installation import build_installation
 from rlvr_trainer.weights.protocol import Invitation, Message, SwapOrder
@@ -32,7 +34,8 @@ class StagedWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]  #
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         super().__init__(config, vllm_config, device, model)
         member = next((member for member in TRANSPORTS if backend_name(member) == config.backend), config.backend)
-        self._follower = WeightFollower(load_transport(member), build_installation(model, vllm_config, device), device)
+        base = BaseWeights(Path(vllm_config.model_config.model), vllm_config.model_config.dtype)
+        self._follower = WeightFollower(load_transport(member), build_installation(model, vllm_config, device), device, base)
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> Invitation:
         """Raises ValueError when the message is not an `Invitation`."""
