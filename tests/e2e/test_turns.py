@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from rlvr_trainer.storage.layout import StageKeys
@@ -18,6 +19,7 @@ def with_turns(spec):
     spec["stages"][0]["rlvr"]["promptsPerStep"] = 16
 
 
+@pytest.mark.long
 def test_a_job_of_several_turns_trains_survives_a_kill_and_keeps_each_turn(make_run):
     run = make_run("turns", steps=6, change=with_turns)
     run.start()

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.timeout(600)
 SECONDS = 300
 SEVERAL = [("plain", 3), ("large", 2), ("adapters", 2), ("nodes", 2)]
 """Modes and numbers of processes, each compared with one process of its mode."""
-GRADIENT = [name for name, settings in rank_trials.TRIALS.items() if settings.get("optimizer") is rank_trials.GRADIENT]
+TRIALS = [(several, name) for several in SEVERAL for name in rank_trials.trials_of(several[0])]
+GRADIENT = [(several, name) for several, name in TRIALS if rank_trials.TRIALS[name].get("optimizer") is rank_trials.GRADIENT]
 
 
 def run_trials(*arguments):
@@ -76,15 +77,13 @@ def first_moments(folder, name):
     return {key: tensor for key, tensor in state.items() if key.endswith("/exp_avg")}
 
 
-@pytest.mark.parametrize("several", SEVERAL)
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize(("several", "name"), GRADIENT)
 def test_the_gradient_is_that_of_one_process(results, name, several):
     one = results[several[0], 1]
     assert relative_gap(first_moments(results[several], name), first_moments(one, name)) <= 1e-5
 
 
-@pytest.mark.parametrize("several", SEVERAL)
-@pytest.mark.parametrize("name", rank_trials.TRIALS)
+@pytest.mark.parametrize(("several", "name"), TRIALS)
 def test_weights_after_some_steps_and_the_optimizer_are_those_of_one_process(results, name, several):
     one = results[several[0], 1]
     found, wanted = (load_file(folder / f"{name}.safetensors") for folder in (results[several], one))
@@ -95,8 +94,7 @@ def test_weights_after_some_steps_and_the_optimizer_are_those_of_one_process(res
     assert relative_gap(again, moved) <= 1e-3
 
 
-@pytest.mark.parametrize("several", SEVERAL)
-@pytest.mark.parametrize("name", rank_trials.TRIALS)
+@pytest.mark.parametrize(("several", "name"), TRIALS)
 def test_reports_are_those_of_one_process(results, name, several):
     one = results[several[0], 1]
     found, wanted = (json.loads((folder / f"{name}.json").read_text()) for folder in (results[several], one))
@@ -113,8 +111,7 @@ def flat(value, path=""):
     return {path: -1.0 if value is None else float(value)}
 
 
-@pytest.mark.parametrize("several", SEVERAL)
-@pytest.mark.parametrize("name", rank_trials.TRIALS)
+@pytest.mark.parametrize(("several", "name"), TRIALS)
 def test_a_checkpoint_of_one_process_goes_on_with_several(results, name, several):
     check_resumed(results[several], results[several[0], 1], name)
 
@@ -140,9 +137,10 @@ def test_refusals_steps_without_a_signal_probes_and_weights_for_engines_are_thos
     assert found["updated"] is wanted["updated"] is False
     assert found["logprobs"]["float32"] == pytest.approx(wanted["logprobs"]["float32"], abs=5e-5)
     assert found["logprobs"]["bfloat16"] == pytest.approx(wanted["logprobs"]["bfloat16"], abs=0.2)
-    ours, theirs = (load_file(results[key] / "engine.safetensors") for key in (several, one))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for file in ("engine.safetensors", "published.safetensors"):
+        ours, theirs = (load_file(results[key] / file) for key in (several, one))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("moment", ["step", "waiting"])

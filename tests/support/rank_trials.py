@@ -52,7 +52,7 @@ MODES = {
     "nodes": ({"tokensPerMicroBatch": 24, "nodes": 2}, {}),
 }
 """Settings of learner and model that trials are made with."""
-SETTINGS = dict(zip(("learner", "model"), MODES["plain"], strict=True))
+SETTINGS = {"mode": "plain", "learner": MODES["plain"][0], "model": MODES["plain"][1]}
 LOGITS_BYTES = policy_module.LOGITS_BYTES_CPU
 TRIALS = {
     "gradient": {"optimizer": GRADIENT},
@@ -66,6 +66,13 @@ TRIALS = {
     "towards a teacher": {},
 }
 """Settings of `rlvr` by what a trial is about."""
+OF_NODES = ("gradient", "critic", "supervised")
+"""Trials of `nodes`: it differs from `plain` in who starts the processes, and not in what they compute."""
+
+
+def trials_of(mode):
+    """Names of the trials that a mode is tried with."""
+    return OF_NODES if mode == "nodes" else tuple(TRIALS)
 
 
 def make_spec(processes, optimizer=None, **stage):
@@ -187,6 +194,7 @@ def run_others(policy, start, results):
     updated = learner.step(make_groups()[3:4], 0, at_step_0).updated
     logprobs = {dtype: policy.sequence_logprobs((4, 9, 13), (20, 21, 1), dtype) for dtype in ("float32", "bfloat16")}
     save_file(whole(policy.engine_named_tensors()), results / "engine.safetensors")
+    save_file(whole(policy.published_tensors()), results / "published.safetensors")
     (results / "others.json").write_text(json.dumps({"said": said, "updated": updated, "logprobs": logprobs}))
 
 
@@ -239,7 +247,7 @@ def main(model, processes, results, others=None):
     with open_nodes(spec, model) as ranks:
         policy = Policy.load(model, spec, ranks)
         start = make_start(policy, model)
-        for name in TRIALS:
+        for name in trials_of(SETTINGS["mode"]):
             run_trial(name, policy, start, results)
             if others is not None:
                 go_on(name, policy, start, others / f"{name}.first.safetensors", results)
@@ -270,7 +278,7 @@ def _plain(report):
 def choose(mode):
     """Make what follows one of `MODES`, here and in followers."""
     learner, model = MODES[mode]
-    SETTINGS.update(learner=learner, model=model)
+    SETTINGS.update(mode=mode, learner=learner, model=model)
     policy_module.LOGITS_BYTES_CPU = 0 if mode == "large" else LOGITS_BYTES
     lead.FOLLOWER = (__file__, mode, "--follower")
 
