@@ -25,15 +25,14 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._local_job import ROOT, TIMEOUT_SECONDS, run_job
 from rlvr_api.spec import RLVRJob
 from rlvr_trainer.intervals import t_quantile
 from rlvr_trainer.metrics import EvaluationResult, paired_difference
 from rlvr_trainer.metrics_log import read_evaluations, read_steps
 from rlvr_trainer.pretrained import write_smollm2
-from rlvr_trainer.report.source import open_run
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 
-ROOT = Path(__file__).parents[1]
 RUNNER = Path(__file__).with_name("_trl.py")
 PACKAGES = (
     "trl==1.16.0",
@@ -47,7 +46,6 @@ PACKAGES = (
 )
 RATIO_LIMIT = 3.0
 GROUPS, GROUP_SIZE, MAX_TOKENS, LEARNING_RATE = 16, 8, 11, 1.5e-5
-TIMEOUT_SECONDS = 1800.0
 ENVIRONMENT = {"name": "sums", "arithmetic": {"operations": ["+"], "extraction": "lastInteger"}}
 EVALUATE = {"name": "measure", "evaluate": {"k": [1], "samplesPerTask": 16}}
 
@@ -107,7 +105,7 @@ def run_ours(model: Path, runs: Path, seed: int, steps: int) -> Outcome:
         "algorithm": {"grpo": {}}, "steps": steps, "promptsPerStep": GROUPS, "groupSize": GROUP_SIZE,
         "optimizer": {"learningRate": LEARNING_RATE},
     }  # fmt: skip
-    with run_job(model, runs, seed, [{"name": "climb", "rlvr": climb}, EVALUATE]) as source:
+    with run_job(_job(model, seed, [{"name": "climb", "rlvr": climb}, EVALUATE]), runs) as source:
         taken = [step for step in read_steps(source.store) if step.stage == "climb"]
         evaluation = next(found for found in read_evaluations(source.store) if found.stage == "measure")
     seconds = (taken[-1].time - taken[0].time).total_seconds()
@@ -133,19 +131,9 @@ def run_trl(model: Path, folder: Path, seed: int, steps: int, site: Path) -> Out
         timeout=TIMEOUT_SECONDS,
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    with run_job(folder / "model", folder / "runs", seed, [EVALUATE]) as source:
+    with run_job(_job(folder / "model", seed, [EVALUATE]), folder / "runs") as source:
         (evaluation,) = read_evaluations(source.store)
     return Outcome(found["samples"] / found["seconds"], evaluation)
-
-
-def run_job(model: Path, runs: Path, seed: int, stages: Sequence[dict[str, Any]]) -> Any:
-    """`rlvr run` to its end; the run, opened."""
-    runs.mkdir()
-    file = runs / "job.json"
-    file.write_text(_job(model, seed, stages).model_dump_json(by_alias=True, exclude_unset=True))
-    command = [sys.executable, "-m", "rlvr_api", "run", str(file), "--runs-dir", str(runs), "--plain"]
-    subprocess.run(command, stdout=sys.stderr, check=True, timeout=TIMEOUT_SECONDS)
-    return open_run("peers", runs)
 
 
 def _job(model: Path, seed: int, stages: Sequence[dict[str, Any]]) -> RLVRJob:
