@@ -32,7 +32,7 @@ test: $(VENV)/.installed  ## Run the tests; those that need what this machine la
 	@$(BIN)/python -m pytest -m "not long" $(TWO_FILES_AT_ONCE) tests
 
 test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (about a quarter of an hour).
-	@$(BIN)/python -m pytest -m long tests
+	@$(BIN)/python -m pytest -m long $(TWO_FILES_AT_ONCE) tests
 
 test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.
 	@$(BIN)/python -m pytest $(TWO_FILES_AT_ONCE) tests/unit tests/contract tests/golden

@@ -66,13 +66,17 @@ TRIALS = {
     "towards a teacher": {},
 }
 """Settings of `rlvr` by what a trial is about."""
-OF_NODES = ("gradient", "critic", "supervised")
-"""Trials of `nodes`: it differs from `plain` in who starts the processes, and not in what they compute."""
+CHOSEN = {
+    "large": ("gradient", "critic", "entropy", "supervised"),
+    "adapters": ("gradient", "critic", "reference in the loss", "reference in the reward", "supervised"),
+    "nodes": ("gradient", "critic"),
+}
+"""Trials of modes that differ from `plain` in few of them: how logits and activations are made, what is trained, who starts processes."""
 
 
 def trials_of(mode):
     """Names of the trials that a mode is tried with."""
-    return OF_NODES if mode == "nodes" else tuple(TRIALS)
+    return CHOSEN.get(mode, tuple(TRIALS))
 
 
 def make_spec(processes, optimizer=None, **stage):
