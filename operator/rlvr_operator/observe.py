@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rlvr_api import names
 from rlvr_api.process import Role
 from rlvr_api.status import Progress, Termination
+from rlvr_operator.last_words import last_words
 from rlvr_operator.render import Object, Owner
 
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -245,7 +246,7 @@ def _latest_termination(pod: str, containers: Iterable[Mapping[str, Any]]) -> Te
         exit_code=int(latest.get("exitCode", -1)),
         reason=str(latest.get("reason", ""))[:64],
         process=pod,
-        message=last_words(str(latest.get("message", ""))),
+        message=last_words(str(latest.get("message", "")), MAX_WORDS),
         time=_time(latest.get("finishedAt") or latest.get("startedAt") or "1970-01-01T00:00:00Z"),
     )
 
@@ -272,14 +273,6 @@ def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
         if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
             return str(waiting["reason"]), " ".join(str(waiting.get("message", "")).split())[:MAX_WORDS]
     return None
-
-
-def last_words(log: str) -> str:
-    """The line of a log's tail that says why: the last one that begins with `error:`, else the last that is not empty.
-    A learner that ends in order leaves numbers there (`last_progress`), no words."""
-    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("{")]
-    errors = [line for line in lines if line.startswith("error:")]
-    return (errors or lines or [""])[-1].removeprefix("error:").strip()[:MAX_WORDS]
 
 
 def _time(text: str) -> datetime:

@@ -6,7 +6,8 @@ from operator_jobs import NOW, OWNER
 from rlvr_api import names
 from rlvr_api.conditions import Reason
 from rlvr_api.process import Role
-from rlvr_operator.observe import MAX_WORDS, last_words, read_children
+from rlvr_operator.last_words import last_words
+from rlvr_operator.observe import read_children
 from rlvr_operator.problems import role_problems, unplaced
 
 PULL = 'Back-off pulling image "localhost/none:1": ErrImagePull: failed to resolve image: connection refused'
@@ -161,8 +162,10 @@ def test_a_pod_that_was_deleted_without_grace_is_not_deleted_again():
     ("log", "words"),
     [
         ("", ""), ("one\ntwo\n\n", "two"), ("error: why\n  File x\nbye", "why"), ("error: a\nerror:  b \nc", "b"),
-        ("x" * 5000, "x" * MAX_WORDS),
+        ("x" * 5000, "x" * 900), ("a\x1b[31mb", "a[31mb"),
+        ("ValueError: why\n/a/b.py:254: UserWarning: 1 leaked\n  warnings.warn('x'\n/b.py:1: FutureWarning: y\n  z", "ValueError: why"),
+        ("/a/b.py:254: UserWarning: 1 leaked\n  warnings.warn('x'", ""),
     ],
 )  # fmt: skip
 def test_the_last_words_of_a_log_are_its_last_error_or_its_last_line(log, words):
-    assert last_words(log) == words
+    assert last_words(log, 900) == words

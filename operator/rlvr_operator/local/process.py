@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlvr_operator.last_words import last_words
 from rlvr_operator.local import launch, reaper
 
 TAIL_BYTES = 16_384
@@ -66,16 +67,14 @@ class Child:
         return await self.wait()
 
     def last_line(self) -> str:
-        """The last line that this start of the process wrote, without control characters; empty: it wrote nothing."""
+        """What this start of the process said last, without control characters; empty: it wrote nothing."""
         try:
             with self.spec.log_file.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(self._log_offset, end - TAIL_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()
+                return last_words(file.read().decode(errors="replace"), MAX_QUOTED_CHARACTERS)
         except OSError:
             return ""
-        text = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return "".join(character for character in text if character.isprintable())[:MAX_QUOTED_CHARACTERS]
 
     def _signal(self, number: int) -> None:
         if self._process.returncode is None:
