@@ -29,7 +29,7 @@ from rlvr_trainer.metrics_log import read_steps
 from rlvr_trainer.pretrained import write_smollm2
 
 LIMIT = 1.3
-GROUPS, GROUP_SIZE = 16, 8
+GROUPS, GROUP_SIZE = 8, 8
 
 
 class Outcome(NamedTuple):
@@ -115,7 +115,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a run")
     parser.add_argument("--delay", type=float, default=1.0, help="mean of one sample's delay, seconds")
-    parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2], help="values of maxStaleness beside 0")
+    parser.add_argument("--staleness", type=int, nargs="+", default=[2], help="values of maxStaleness beside 0")
     return parser.parse_args()
 
 

@@ -45,7 +45,7 @@ PACKAGES = (
     "six==1.17.0",
 )
 RATIO_LIMIT = 3.0
-GROUPS, GROUP_SIZE, MAX_TOKENS, LEARNING_RATE = 16, 8, 11, 1.5e-5
+GROUPS, GROUP_SIZE, MAX_TOKENS, LEARNING_RATE = 8, 8, 11, 1.5e-5
 ENVIRONMENT = {"name": "sums", "arithmetic": {"operations": ["+"], "extraction": "lastInteger"}}
 EVALUATE = {"name": "measure", "evaluate": {"k": [1], "samplesPerTask": 16}}
 
