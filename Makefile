@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Much of the time a test waits, for a process to start or an engine to load. More than two at once would not fit on small machines.
-TWO_FILES_AT_ONCE := --numprocesses=2 --dist=loadfile
+# In the order of their names the long ones, whole jobs and real engines, are not left for the end.
+TWO_FILES_AT_ONCE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-long test-fast test-cluster check generate bench lock images clean
 
@@ -31,7 +32,7 @@ demo: $(VENV)/.installed models/smollm2-135m-instruct/config.json  ## Train Smol
 test: $(VENV)/.installed  ## Run the tests; those that need what this machine lacks say how to get it.
 	@$(BIN)/python -m pytest -m "not long" $(TWO_FILES_AT_ONCE) tests
 
-test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (about a quarter of an hour).
+test-long: $(VENV)/.installed  ## Whole jobs killed at random moments, compared with undisturbed ones, watched over 200 steps (about ten minutes).
 	@$(BIN)/python -m pytest -m long $(TWO_FILES_AT_ONCE) tests
 
 test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.

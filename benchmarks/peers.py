@@ -47,7 +47,7 @@ PACKAGES = (
 RATIO_LIMIT = 3.0
 GROUPS, GROUP_SIZE, MAX_TOKENS, LEARNING_RATE = 8, 8, 11, 1.5e-5
 ENVIRONMENT = {"name": "sums", "arithmetic": {"operations": ["+"], "extraction": "lastInteger"}}
-EVALUATE = {"name": "measure", "evaluate": {"k": [1], "samplesPerTask": 16}}
+EVALUATE = {"name": "measure", "evaluate": {"k": [1], "samplesPerTask": 8}}
 
 
 class Outcome(NamedTuple):
@@ -171,7 +171,7 @@ def make_table(
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a run")
     return parser.parse_args()
 
 

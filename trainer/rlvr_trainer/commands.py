@@ -43,9 +43,11 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_compare(arguments: argparse.Namespace) -> int:
+    from rlvr_trainer.report.comparison import check_names
     from rlvr_trainer.report.source import open_run
     from rlvr_trainer.report.write import load_run, write_comparison
 
+    check_names(arguments.runs)
     if arguments.endpoint is not None and not any(Path(run).is_file() for run in arguments.runs):
         raise UserError("--endpoint is for jobs of a cluster: name a file with one, as `kubectl get rlvr NAME -o yaml` prints it")
     runs = []

@@ -44,14 +44,10 @@ def render_comparison(runs: Sequence[RunData], generated: datetime) -> str:
     """The HTML that compares runs.
 
     Raises:
-        UserError: fewer than two runs, more than there are colours, or one twice.
+        UserError: see `check_names`.
     """
     names = [data.job.metadata.name for data in runs]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{twice[0]} is named twice; name different runs")
-    if not 2 <= len(runs) <= MAX_LINES:
-        raise UserError(f"{counted(len(runs), 'run')} cannot be compared: name 2 to {MAX_LINES}")
+    check_names(names)
     environment = make_environment()
     page: str = environment.get_template("comparison.html.j2").render(
         names=names,
@@ -62,6 +58,15 @@ def render_comparison(runs: Sequence[RunData], generated: datetime) -> str:
         generated=generated.strftime("%Y-%m-%d %H:%M UTC"),
     )
     return page.lstrip()
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for fewer than two runs, more than there are colours, or one twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is named twice; name different runs")
+    if not 2 <= len(names) <= MAX_LINES:
+        raise UserError(f"{counted(len(names), 'run')} cannot be compared: name 2 to {MAX_LINES}")
 
 
 def samples_before(data: RunData, result: EvaluationResult) -> int:
