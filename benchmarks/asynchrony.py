@@ -22,7 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._local_job import ROOT, run_job
+from benchmarks._local_job import ROOT, make_sums_job, run_job
 from benchmarks._ragged_latency import MEAN_SECONDS_VARIABLE, RaggedLatency
 from rlvr_api.spec import RLVRJob
 from rlvr_trainer.metrics_log import read_steps
@@ -72,11 +72,6 @@ def main() -> None:
 
 def make_job(model: Path, staleness: int, steps: int, delay: float) -> RLVRJob:
     """The job of one run."""
-    rollouts = {
-        "cpuThreads": 1,
-        "env": {MEAN_SECONDS_VARIABLE: str(delay)},
-        "engineArgs": {"middleware": f"{RaggedLatency.__module__}.RaggedLatency"},
-    }
     climb = {
         "algorithm": {"grpo": {}},
         "steps": steps,
@@ -84,17 +79,12 @@ def make_job(model: Path, staleness: int, steps: int, delay: float) -> RLVRJob:
         "groupSize": GROUP_SIZE,
         "optimizer": {"learningRate": 1.5e-5},
     }
-    return RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1", "kind": "RLVRJob", "metadata": {"name": "asynchrony"},
-        "spec": {
-            "model": {"uri": f"file://{model}", "maxModelLen": 128},
-            "environments": [{"name": "sums", "arithmetic": {"operations": ["+"], "extraction": "lastInteger"}}],
-            "sampling": {"maxTokens": 11}, "stages": [{"name": "climb", "rlvr": climb}],
-            "rollouts": rollouts, "learner": {"cpuThreads": 1, "tokensPerMicroBatch": 512},
-            "offPolicy": {"maxStaleness": staleness, "correction": {"tokenTruncated": {}}},
-            "evaluation": {"tasksPerEnvironment": 1, "samplesPerTask": 2},
-        },
-    })  # fmt: skip
+    return make_sums_job(
+        "asynchrony", model, [{"name": "climb", "rlvr": climb}],
+        {"env": {MEAN_SECONDS_VARIABLE: str(delay)}, "engineArgs": {"middleware": f"{RaggedLatency.__module__}.RaggedLatency"}},
+        offPolicy={"maxStaleness": staleness, "correction": {"tokenTruncated": {}}},
+        evaluation={"tasksPerEnvironment": 1, "samplesPerTask": 2},
+    )  # fmt: skip
 
 
 def measure(job: RLVRJob, runs: Path) -> Outcome:

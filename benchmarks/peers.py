@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._local_job import ROOT, TIMEOUT_SECONDS, run_job
+from benchmarks._local_job import ENVIRONMENT, MAX_TOKENS, ROOT, TIMEOUT_SECONDS, make_sums_job, run_job
 from rlvr_api.spec import RLVRJob
 from rlvr_trainer.intervals import t_quantile
 from rlvr_trainer.metrics import EvaluationResult, paired_difference
@@ -45,8 +45,7 @@ PACKAGES = (
     "six==1.17.0",
 )
 RATIO_LIMIT = 3.0
-GROUPS, GROUP_SIZE, MAX_TOKENS, LEARNING_RATE = 8, 8, 11, 1.5e-5
-ENVIRONMENT = {"name": "sums", "arithmetic": {"operations": ["+"], "extraction": "lastInteger"}}
+GROUPS, GROUP_SIZE, LEARNING_RATE = 8, 8, 1.5e-5
 EVALUATE = {"name": "measure", "evaluate": {"k": [1], "samplesPerTask": 8}}
 
 
@@ -137,15 +136,7 @@ def run_trl(model: Path, folder: Path, seed: int, steps: int, site: Path) -> Out
 
 
 def _job(model: Path, seed: int, stages: Sequence[dict[str, Any]]) -> RLVRJob:
-    return RLVRJob.model_validate({
-        "apiVersion": "rlvr.dev/v1alpha1", "kind": "RLVRJob", "metadata": {"name": "peers"},
-        "spec": {
-            "seed": seed, "model": {"uri": f"file://{model}", "maxModelLen": 128}, "environments": [ENVIRONMENT],
-            "sampling": {"temperature": 1.0, "maxTokens": MAX_TOKENS}, "stages": list(stages),
-            "rollouts": {"replicas": 1, "cpuThreads": 1}, "learner": {"cpuThreads": 1, "tokensPerMicroBatch": 512},
-            "offPolicy": {"maxStaleness": 1},
-        },
-    })  # fmt: skip
+    return make_sums_job("peers", model, stages, {}, seed=seed, offPolicy={"maxStaleness": 1})
 
 
 def make_table(

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 import torch
+from adapter_policy import AdapterLearner
 from commands import free_port
 
-from rlvr_api.spec import RLVRJob, RLVRJobSpec
+from rlvr_api.spec import RLVRJob
 from rlvr_api.weight_sync import ObjectStoreDeltas, TorchDistributed
 from rlvr_operator.plan import Address, Addresses, Places, plan
-from rlvr_trainer.policy import Policy
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.storage.client import ObjectStore, S3Settings
 from rlvr_trainer.weights.engine_client import EngineClient, EngineHandle, open_http
@@ -142,39 +142,6 @@ class Learner:
         )  # fmt: skip
 
 
-class AdapterLearner:
-    """The tiny model with adapters, which alone are published."""
-
-    def __init__(self, folder):
-        spec = {
-            "model": {"uri": f"file://{folder}", "maxModelLen": 128, "lora": {"rank": 4}},
-            "environments": [{"name": "sums", "arithmetic": {}}],
-            "sampling": {"maxTokens": 8},
-            "stages": [{"name": "climb", "rlvr": {"steps": 1}}],
-        }
-        self.policy = Policy.load(folder, RLVRJobSpec.model_validate(spec))
-        self.generator = torch.Generator().manual_seed(0)
-
-    def publish(self, handle, versions, attempt, **options):
-        """Other adapters in each version; how far engine and policy are apart, and the bytes of an update."""
-        policy, prompt = self.policy, tuple(range(5, 45))
-        probe = Probe(prompt, lambda prompt, completion: policy.sequence_logprobs(prompt, completion, "float32"), TOLERANCE)
-        gaps, sizes = [], set()
-        with WeightPublisher(
-            (handle,), timeout_seconds=30.0, probe=probe, advertised_host="127.0.0.1", attempt=attempt, engine_dtype="float32",
-            adapter_scale=policy.adapter_scale, **{"transport": TorchDistributed(), **options},
-        ) as publisher:  # fmt: skip
-            for version in versions:
-                with torch.no_grad():
-                    for parameter in policy.parameters().values():
-                        parameter.copy_(torch.randn(parameter.shape, generator=self.generator) * 0.1)
-                report = publisher.publish(policy.published_tensors(), version)
-                assert report.dropped == {}
-                gaps.append(report.probe_gap_max)
-                sizes.add(report.size_bytes)
-        return gaps, max(sizes)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "tiny"
@@ -258,7 +225,7 @@ def test_sampler_and_trainer_agree_after_every_one_of_many_updates(engine, learn
 
 def test_adapters_alone_travel_and_the_engine_adds_them_to_what_it_was_started_with(engine, model, learner):
     _, handle = engine
-    first, learning = highest_version([handle]) + 1, AdapterLearner(model)
+    first, learning = highest_version([handle]) + 1, AdapterLearner(model, TOLERANCE)
     gaps, size = learning.publish(handle, range(first, first + 3), 2)
     assert 0.0 < max(gaps) <= TOLERANCE
     assert size < sum(weight.nbytes for weight in learner.weights.values()) / 5
@@ -370,7 +337,7 @@ def test_layerwise_reload_as_on_gpus_is_as_right_tied_head_included(model, learn
                 report = publisher.publish(learner.weights, version)
                 assert report.dropped == {}
                 assert report.probe_gap_max <= TOLERANCE
-        gaps, _ = AdapterLearner(model).publish(handle, (5, 6), 2)
+        gaps, _ = AdapterLearner(model, TOLERANCE).publish(handle, (5, 6), 2)
         assert max(gaps) <= TOLERANCE
     assert (tmp_path / "engine.log").read_text().count("swapping layer by layer") == 7
 
@@ -405,6 +372,6 @@ def test_deltas_through_a_real_store_are_as_right_also_for_an_engine_that_comes_
             learner.change_some(0.02)
             assert publisher.publish(learner.weights, 16).dropped == {}
             assert publisher.clean_engines() == ("rollout-0",)
-        gaps, _ = AdapterLearner(model).publish(handle, (17, 18), 3, transport=transport, open_store=lambda: store)
+        gaps, _ = AdapterLearner(model, TOLERANCE).publish(handle, (17, 18), 3, transport=transport, open_store=lambda: store)
         assert max(gaps) <= TOLERANCE
     assert store.list() == ()

@@ -2,6 +2,7 @@
 
 import math
 
+import adapter_policy
 import pytest
 import torch
 from torch import nn
@@ -42,10 +43,7 @@ def job(lora=True, seed=0, rlvr=None, **learner):
 
 def disturb(policy):
     """Adapters that are not zero."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in policy.parameters().values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    adapter_policy.disturb(policy, torch.Generator().manual_seed(7), 0.05)
 
 
 def logprobs(policy, weights=None):

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from adapter_policy import disturb, load_policy
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from rlvr_api.spec import RLVRJobSpec
-from rlvr_trainer.policy import Policy
 from rlvr_trainer.pretrained import write_tiny_model
-from rlvr_trainer.weights.adapters import INDEX, BaseWeights
+from rlvr_trainer.weights.adapters import BaseWeights
 from rlvr_trainer.weights.buckets import pack_bucket, plan_layout, unpack_bucket
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,19 +32,8 @@ def copied(folder, tmp_path):
 
 
 def load(folder, lora=True):
-    policy = Policy.load(
-        folder,
-        RLVRJobSpec.model_validate({
-            "model": {"uri": "file:///model", "maxModelLen": 128, **({"lora": {"rank": 4, "alpha": 10}} if lora else {})},
-            "environments": [{"name": "sums", "arithmetic": {}}],
-            "sampling": {"maxTokens": 8},
-            "stages": [{"name": "climb", "rlvr": {"steps": 20}}],
-        }),
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in policy.parameters().values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    policy = load_policy(folder, {"rank": 4, "alpha": 10} if lora else None)
+    disturb(policy, torch.Generator().manual_seed(7), 0.05)
     return policy
 
 
@@ -72,7 +61,7 @@ def test_an_engine_makes_of_them_what_the_learner_has(folder, tmp_path, stored, 
     saved = tmp_path / "saved"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, stored))
     model.save_pretrained(saved, **({"max_shard_size": shard_bytes} if shard_bytes else {}))
-    assert (saved / INDEX).is_file() is bool(shard_bytes)
+    assert (saved / SAFE_WEIGHTS_INDEX_NAME).is_file() is bool(shard_bytes)
     policy = load(saved)
     buckets, layout = received(policy, dtype)
     assert layout.adapter_scale == 2.5
@@ -140,7 +129,9 @@ def prepared(model):
 def test_an_index_says_which_files_count(copied):
     weights = load_file(copied / "model.safetensors")
     (copied / "model.safetensors").rename(copied / "model-00001-of-00001.safetensors")
-    (copied / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}))
+    (copied / SAFE_WEIGHTS_INDEX_NAME).write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")})
+    )
     save_file({name: tensor * 2 for name, tensor in weights.items()}, copied / "model-00009-of-00009.safetensors")
     policy = load(copied)
     found = made_of(policy, copied)

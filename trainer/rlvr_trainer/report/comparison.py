@@ -48,13 +48,14 @@ def render_comparison(runs: Sequence[RunData], generated: datetime) -> str:
     """
     names = [data.job.metadata.name for data in runs]
     check_names(names)
+    differences = {data.job.metadata.name: _difference(runs[0], data) for data in runs[1:]}
     environment = make_environment()
     page: str = environment.get_template("comparison.html.j2").render(
         names=names,
         rows=[_row(data, colour) for colour, data in enumerate(runs, 1)],
         figures=[figure for figure in _figures(runs) if figure.wide],
-        differences=[found for data in runs[1:] if (found := _difference(runs[0], data)) is not None],
-        unpaired=[data.job.metadata.name for data in runs[1:] if _difference(runs[0], data) is None],
+        differences=[found for found in differences.values() if found is not None],
+        unpaired=[name for name, found in differences.items() if found is None],
         generated=generated.strftime("%Y-%m-%d %H:%M UTC"),
     )
     return page.lstrip()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from rlvr_trainer.storage.attempts import AttemptClaim
 from rlvr_trainer.storage.client import ObjectStore
@@ -29,7 +30,6 @@ FILE_BYTES = 5_000_000_000
 COPIED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 """Configuration and tokenizer. Weights of other formats would contradict the new ones, and code is not ours to spread."""
 CHAT_TEMPLATE = "chat_template.jinja"
-INDEX = "model.safetensors.index.json"
 
 
 def read_model_manifest(store: ObjectStore, stage: StageKeys) -> ModelManifest | None:
@@ -134,7 +134,7 @@ def _upload_weights(place: ObjectStore, folder: str, tensors: Mapping[str, Tenso
             "metadata": {"total_size": sum(plan.data_bytes for plan in plans)},
             "weight_map": {item.name: name for name, plan in zip(names, plans, strict=True) for item in plan.places},
         }
-        yield place.put(f"{folder}/{INDEX}", json.dumps(index, indent=2).encode())
+        yield place.put(f"{folder}/{SAFE_WEIGHTS_INDEX_NAME}", json.dumps(index, indent=2).encode())
 
 
 def _chunks(plan: ShardPlan, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:

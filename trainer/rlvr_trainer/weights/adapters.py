@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from rlvr_trainer.lora import A, B
 
-INDEX = "model.safetensors.index.json"
 WEIGHT = ".weight"
 Pairs = Sequence[tuple[str, torch.Tensor]]
 
@@ -78,7 +78,7 @@ def fits(folder: Path, shapes: Mapping[str, Sequence[int]]) -> bool:
 
 def safetensors_files(folder: Path) -> list[Path]:
     """The files that make up a model's weights: those that its index names, or all. Raises OSError or ValueError: it has none."""
-    index = folder / INDEX
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
         names = json.loads(index.read_bytes())["weight_map"].values()
         return [folder / name for name in sorted(set(names))]
