@@ -1,9 +1,12 @@
 """The operator with 1,000 jobs on pretended nodes, beside what the API server takes on the same machine in the same run.
 
-    plain applies -> create all jobs -> all Running (settled) -> a minute of rest -> restart, one look at each -> one new job a second
+    children without an operator -> plain applies -> create all jobs -> all Running (settled) -> a minute of rest -> restart, one look at
+    each -> one new job a second
 
-- `seconds_to_settle`: from the first job's creation until all run and the queue is empty. Its limit: as many plain applies as the operator
-  made writes. The machine's cores are shared with the API server, the controllers, the scheduler and kwok, which work on the same jobs.
+- `seconds_to_settle`: from the first job's creation until all run and the queue is empty. Two limits stand beside it. As many plain applies
+  as the operator made writes: what the API server takes while nothing follows from them. The children of as many jobs, applied by a client
+  that asks nothing and keeps nothing, until all pods run: what they cost whoever applies them, since the cores are shared with the API
+  server, the controllers, the scheduler and kwok, which work on the same objects.
 - `reconciles_per_second`: looks at settled jobs after a restart of the operator, from its first look to its last.
 - `writes_per_minute_at_rest`: mutating requests in a minute after which nothing changes, the Lease aside.
 - `event_to_child_p99_seconds`: from the API server's answer to the creation of one more job until a watch shows its first child.
@@ -33,7 +36,11 @@ from rich.table import Table
 
 from rlvr_api import names
 from rlvr_api.crd import crd_yaml
+from rlvr_api.loading import job_from
+from rlvr_operator.autoscale import Scale
 from rlvr_operator.cluster import Cluster
+from rlvr_operator.render import Object, Owner, Site, learner, rollouts, standing, verifiers
+from rlvr_operator.render.site import metadata
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
@@ -44,7 +51,8 @@ PLAIN_APPLIES = 600
 PODS_PER_JOB, PODS_PER_NODE = 3, 500
 REST_SECONDS = 60.0
 PATIENCE_SECONDS = 1800.0
-NAMESPACE = "bench-operator"
+NAMESPACE, STRAIGHT = "bench-operator", "bench-straight"
+SITE = Site(images={})
 
 
 class Process:
@@ -116,13 +124,46 @@ def main() -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 1
     _install_crd()
-    with tempfile.TemporaryDirectory(prefix="rlvr-bench-") as folder, _namespace(), _proxy() as url:
+    with tempfile.TemporaryDirectory(prefix="rlvr-bench-") as folder, _namespace(NAMESPACE), _proxy() as url:
         asyncio.run(_measure(options.jobs, options.more, url, Path(folder)))
     return 0
 
 
-async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
+async def _straight(cluster: Cluster, jobs: int) -> float:
+    """Seconds from the first apply until every pod runs, of the children of as many jobs, by a client that only applies them."""
     from cluster_operator import manifest  # type: ignore[import-not-found]  # from tests/support
+
+    def children(number: int) -> list[Object]:
+        job, owner = job_from(manifest(f"straight-{number}", STRAIGHT)), Owner(f"straight-{number}", STRAIGHT, "")
+        seal = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(owner, names.seal_secret_name(owner.name)), "data": {"key": ""}}
+        pods = rollouts(job, owner, SITE, "a:1"), verifiers(job, owner, SITE, "a:1", Scale(1, None)), learner(job, owner, SITE, "a:1", 1)
+        return [_without_owner(child) for child in (seal, *standing(job, owner, SITE), *pods)]
+
+    async def apply(number: int) -> None:
+        for child in children(number):
+            await cluster.apply(child)
+
+    with _namespace(STRAIGHT):
+        began = time.monotonic()
+        await _all([apply(number) for number in range(jobs)])
+        while await _running_pods(cluster) < jobs * PODS_PER_JOB:
+            assert time.monotonic() - began < PATIENCE_SECONDS, "some pods of children without an operator never run"
+            await asyncio.sleep(1)
+        seconds = time.monotonic() - began
+    _wait(lambda: not _kubectl("get", "namespace", STRAIGHT, "--ignore-not-found"), "the children without an operator are gone", every=5)
+    return seconds
+
+
+def _without_owner(child: Object) -> Object:
+    return {**child, "metadata": {name: value for name, value in child["metadata"].items() if name != "ownerReferences"}}
+
+
+async def _running_pods(cluster: Cluster) -> int:
+    return sum([len(page) async for page, _ in cluster.pages("Pod", STRAIGHT, fields="status.phase=Running")])
+
+
+async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
+    from cluster_operator import manifest
     from commands import free_port  # type: ignore[import-not-found]
 
     operators = [Process(folder / "log", free_port())]
@@ -130,6 +171,7 @@ async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
     try:
         async with await Cluster.connect() as cluster:
             _wait(lambda: operator.metrics().get('leader_election_master_status{name="rlvr-operator"}') == 1.0, "the operator leads")
+            straight = await _straight(cluster, jobs)
             applies = await _plain_applies(cluster)
             began, cpu = time.monotonic(), operator.cpu_seconds()
             await _all([cluster.create(manifest(f"job-{number}", NAMESPACE)) for number in range(jobs)])
@@ -144,7 +186,7 @@ async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
             operators.append(Process(folder / "log", free_port()))
             operator = operators[1]
             rate = _first_pass(operator, jobs)
-            first, learner = await _one_a_second(cluster, url, [manifest(f"late-{number}", NAMESPACE) for number in range(more)])
+            first, learning = await _one_a_second(cluster, url, [manifest(f"late-{number}", NAMESPACE) for number in range(more)])
             memory, peak = operator.memory_mb("VmRSS"), operator.memory_mb("VmHWM")
     finally:
         for one in operators:
@@ -154,20 +196,22 @@ async def _measure(jobs: int, more: int, url: str, folder: Path) -> None:
         table.add_column(column, justify="left" if column == "what" else "right")
     table.add_row("plain applies of ConfigMaps, 16 at a time", f"{applies:.0f}/s", "")
     table.add_row("create all jobs", f"{created:.0f} s", f"{jobs / applies:.0f} s")
-    table.add_row(f"all jobs Running ({writes / jobs:.1f} writes each)", f"{settled:.0f} s", f"{writes / applies:.0f} s")
+    what = f"all jobs Running ({writes / jobs:.1f} writes each)"
+    table.add_row(f"{what}, beside plain applies", f"{settled:.0f} s", f"{writes / applies:.0f} s")
+    table.add_row("  beside the same children without an operator", f"{settled:.0f} s", f"{straight:.0f} s")
     table.add_row("looks meanwhile", f"{looks / settled:.0f}/s", "")
     table.add_row("processor time of the operator meanwhile", f"{settling_cpu:.0f} s", "")
     table.add_row("looks at settled jobs after a restart", f"{rate:.0f}/s", "")
     table.add_row("writes at rest", f"{at_rest:.1f}/min", "0")
     table.add_row("processor at rest", f"{rest_cpu:.1%} of a core", "")
     table.add_row("memory (peak)", f"{memory:.0f} MB ({peak:.0f})", f"{RSS_LIMIT_MB} MB")
-    for what, seconds in (("first child", first), ("learner's Job", learner)):
+    for what, seconds in (("first child", first), ("learner's Job", learning)):
         table.add_row(f"new job to its {what}: median", f"{statistics.median(seconds):.3f} s", "")
         table.add_row(f"new job to its {what}: p99", f"{_p99(seconds):.3f} s", f"{P99_LIMIT_SECONDS} s" if seconds is first else "")
     Console(width=120).print(table)
     numbers = {
-        "jobs": jobs, "seconds_to_settle": settled, "reconciles_per_second": rate, "writes_per_minute_at_rest": at_rest, "rss_mb": peak,
-        "event_to_child_p99_seconds": _p99(first), "applies_per_second": applies,
+        "jobs": jobs, "seconds_to_settle": settled, "seconds_without_operator": straight, "reconciles_per_second": rate,
+        "writes_per_minute_at_rest": at_rest, "rss_mb": peak, "event_to_child_p99_seconds": _p99(first), "applies_per_second": applies,
     }  # fmt: skip
     print(json.dumps({name: round(value, 3) for name, value in numbers.items()}))
 
@@ -294,12 +338,12 @@ def _install_crd() -> None:
 
 
 @contextmanager
-def _namespace() -> Iterator[None]:
-    _kubectl("create", "namespace", NAMESPACE)
+def _namespace(name: str) -> Iterator[None]:
+    _kubectl("create", "namespace", name)
     try:
         yield
     finally:
-        _kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+        _kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextmanager
