@@ -104,6 +104,14 @@ class Monitor(ApiModel):
     """Labels that your Prometheus selects by."""
 
 
+class PodMonitor(Monitor):
+    """What the Prometheus operator scrapes of the jobs' pods."""
+
+    metrics_from: list[dict[str, Any]] = Field(default_factory=list)
+    """Peers, as in a NetworkPolicy, that the jobs' own policies let in to read the metrics: your Prometheus, and no more, for the ports are
+    those of status and verdicts, 8082 and 8081. Empty: nobody."""
+
+
 class PrometheusRule(ApiModel):
     """Alerts about the operator and its jobs."""
 
@@ -180,9 +188,8 @@ class ChartValues(ApiModel):
     """Traffic of the operator's pods."""
     service_monitor: Monitor = Monitor()
     """Metrics of the operator."""
-    pod_monitor: Monitor = Monitor()
-    """Metrics of the jobs' learners and verifiers: step, reward, pass rate, queue wait. Where NetworkPolicies are enforced, namespaces of
-    jobs also need one that lets your Prometheus reach ports 8082 (`rlvr.dev/role: learner`) and 8081 (`rlvr.dev/role: verifier`)."""
+    pod_monitor: PodMonitor = PodMonitor()
+    """Metrics of the jobs' learners and verifiers: step, reward, pass rate, queue wait."""
     prometheus_rule: PrometheusRule = PrometheusRule()
     """Alerts."""
     grafana_dashboard: Dashboard = Dashboard()

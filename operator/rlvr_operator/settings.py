@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlvr_api.process import Role
-from rlvr_operator.render import Site
+from rlvr_operator.render import Object, Site
 
 
 class SettingsError(ValueError):
@@ -51,6 +51,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         pull_secrets=_list(environ.get("RLVR_IMAGE_PULL_SECRETS", "")),
         operator_namespace=namespace,
         operator_labels=_labels(environ.get("RLVR_OPERATOR_SELECTOR", '{"app.kubernetes.io/name": "rlvr-operator"}')),
+        metrics_from=_peers(environ.get("RLVR_METRICS_FROM") or "[]"),
     )
     return Settings(
         site=site,
@@ -85,6 +86,16 @@ def _labels(text: str) -> dict[str, str]:
     if not isinstance(labels, dict) or not labels or not all(isinstance(value, str) for value in labels.values()):
         raise SettingsError(f'RLVR_OPERATOR_SELECTOR {text!r} holds no labels; write them as {{"name": "value"}}')
     return labels
+
+
+def _peers(text: str) -> tuple[Object, ...]:
+    try:
+        peers = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"RLVR_METRICS_FROM {text!r} is not JSON ({error}); write a list of peers as in a NetworkPolicy") from None
+    if not isinstance(peers, list) or not all(isinstance(peer, dict) and peer for peer in peers):
+        raise SettingsError(f'RLVR_METRICS_FROM {text!r} is no list of peers; write [{{"namespaceSelector": ...}}]')
+    return tuple(peers)
 
 
 def _number(environ: Mapping[str, str], name: str, default: float) -> float:

@@ -302,11 +302,16 @@ def open_namespaces(count):
         kubectl("delete", "namespace", *names, "--wait=false")
 
 
+MONITORING = {"app": "prometheus"}
+"""Labels of pods in a job's namespace that may read its metrics."""
+
+
 @contextlib.contextmanager
 def open_operator(namespaces):
     """The chart, installed as the documentation says."""
     chart = os.fspath(ROOT / "charts" / "rlvr-operator")
     where = ("--namespace", SYSTEM, "--create-namespace", "--set", f"watchNamespaces={{{','.join(namespaces)}}}")
+    where += ("--set-json", f"podMonitor.metricsFrom={json.dumps([{'podSelector': {'matchLabels': MONITORING}}])}")
     # The CRD outlives releases; one that an earlier one left is taken over.
     over = ("--take-ownership", "--force-conflicts")
     run("helm", "upgrade", "--install", RELEASE, chart, *where, *over, "--wait", "--timeout", "120s", timeout=180)

@@ -48,6 +48,7 @@ def open_objects(node, path=""):
 def test_only_what_kubernetes_alone_can_judge_is_open():
     assert set(open_objects(json.loads(values_schema()))) == {
         "/$defs/NetworkPolicy/properties/metricsFrom/items",
+        "/$defs/PodMonitor/properties/metricsFrom/items",
         "/properties/affinity",
         "/properties/global",
     }

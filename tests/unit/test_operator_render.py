@@ -6,6 +6,7 @@ After a wanted change: `RLVR_WRITE_GOLDEN=1 pytest tests/unit/test_operator_rend
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,20 @@ def test_nobody_but_the_job_and_the_operator_reaches_engines_and_learner(objects
             assert "Egress" in policy["spec"]["policyTypes"]
             ports = {entry["port"] for rule in policy["spec"]["egress"] for entry in rule["ports"]}
             assert ports == {53, 8333} | ({4318} if job.spec.observability.tracing else set())
+
+
+def test_who_reads_metrics_reaches_learner_and_verifiers_and_no_engine():
+    prometheus = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    objects = render.standing(CPU, OWNER, replace(SITE, metrics_from=(prometheus,)))
+    rules = {
+        item["spec"]["podSelector"]["matchLabels"][names.LABEL_ROLE]: [
+            rule for rule in item["spec"]["ingress"] if prometheus in rule["from"]
+        ]
+        for item in objects
+        if item["kind"] == "NetworkPolicy"
+    }
+    ports = {role: [entry["port"] for rule in found for entry in rule["ports"]] for role, found in rules.items()}
+    assert ports == {Role.ROLLOUT: [], Role.LEARNER: [8082], Role.VERIFIER: [8081]}
 
 
 @pytest.mark.parametrize("attempt", [1, 99_999])

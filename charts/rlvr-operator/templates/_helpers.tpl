@@ -89,6 +89,9 @@ readOnlyRootFilesystem: true
 {{- range .Values.imagePullSecrets }}{{ $secrets = append $secrets .name }}{{ end }}
 - {name: RLVR_IMAGE_PULL_SECRETS, value: {{ join "," $secrets | quote }}}
 - {name: RLVR_OPERATOR_SELECTOR, value: {{ include "rlvr-operator.selector" . | fromYaml | toJson | quote }}}
+{{- with .Values.podMonitor.metricsFrom }}
+- {name: RLVR_METRICS_FROM, value: {{ toJson . | quote }}}
+{{- end }}
 - {name: RLVR_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
 - {name: RLVR_WORKERS, value: {{ .Values.workers | quote }}}
 - {name: RLVR_RESYNC_SECONDS, value: {{ .Values.resyncSeconds | quote }}}

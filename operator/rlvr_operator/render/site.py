@@ -75,6 +75,8 @@ class Site:
     operator_namespace: str = "rlvr-system"
     operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "rlvr-operator"})
     """Labels of the operator's pods, which NetworkPolicies let in."""
+    metrics_from: tuple[Object, ...] = ()
+    """Peers, as in a NetworkPolicy, that may read the metrics of learners and verifiers."""
 
 
 @dataclass(frozen=True)

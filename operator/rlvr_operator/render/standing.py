@@ -56,9 +56,10 @@ def _network_policies(job: RLVRJob, owner: Owner, site: Site) -> Iterator[Object
     """
     mesh = {"from": [_pods(owner, Role.ROLLOUT), _pods(owner, Role.LEARNER)]}
     yield _policy(owner, Role.ROLLOUT, [mesh, _from_operator(site, ENGINE_PORT)])
-    yield _policy(owner, Role.LEARNER, [mesh, _from_operator(site, LEARNER_STATUS_PORT)])
+    yield _policy(owner, Role.LEARNER, [mesh, _from_operator(site, LEARNER_STATUS_PORT), *_from_monitoring(site, LEARNER_STATUS_PORT)])
     judged = {"from": [_pods(owner, Role.LEARNER)], "ports": _tcp(VERIFIER_PORT)}
-    yield _policy(owner, Role.VERIFIER, [judged, _from_operator(site, VERIFIER_PORT)], egress=_verifier_egress(job))
+    ingress = [judged, _from_operator(site, VERIFIER_PORT), *_from_monitoring(site, VERIFIER_PORT)]
+    yield _policy(owner, Role.VERIFIER, ingress, egress=_verifier_egress(job))
 
 
 def _policy(owner: Owner, role: Role, ingress: list[Object], egress: list[Object] | None = None) -> Object:
@@ -97,6 +98,10 @@ def _from_operator(site: Site, port: int) -> Object:
         "podSelector": {"matchLabels": dict(sorted(site.operator_labels.items()))},
     }
     return {"from": [operator], "ports": _tcp(port)}
+
+
+def _from_monitoring(site: Site, port: int) -> list[Object]:
+    return [{"from": list(site.metrics_from), "ports": _tcp(port)}] if site.metrics_from else []
 
 
 def _disruption_budgets(job: RLVRJob, owner: Owner) -> Iterator[Object]:

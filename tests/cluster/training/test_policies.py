@@ -9,7 +9,7 @@ import secrets
 
 import pytest
 from commands import kubectl, wait_for
-from training_cluster import TAG
+from training_cluster import MONITORING, TAG
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -64,6 +64,13 @@ def test_a_foreign_pod_reaches_no_part_of_a_job(job, store, reach):
         found = reach(namespace, {"app": "stranger"}, [*closed, open_to_all])
         assert found == dict.fromkeys(closed, "refused") | {open_to_all: "reached"}, namespace
     job.steps_go_on(60)
+
+
+def test_who_reads_metrics_reaches_learner_and_verifier_and_no_engine(job, reach):
+    address = {role: job.live_pods(role)[0]["status"]["podIP"] for role in ("rollout", "verifier", "learner")}
+    engine, verifier, learner = f"{address['rollout']}:8000", f"{address['verifier']}:8081", f"{address['learner']}:8082"
+    found = reach(job.namespace, MONITORING, [engine, verifier, learner])
+    assert found == {engine: "refused", verifier: "reached", learner: "reached"}
 
 
 def test_a_verifier_reaches_the_store_and_not_the_engines(job, store, reach):
