@@ -169,6 +169,12 @@ def test_a_process_that_another_node_loses_ends_that_node_and_the_next_step(mode
     assert "error: LostRankError: node 1: rank 1 of the learner's 2 processes was ended by signal 9" in done.stderr
 
 
+def test_a_node_that_is_asked_to_stop_asks_the_lead_and_is_there_until_it_is_done(model):
+    command = [sys.executable, rank_trials.__file__, "--drain", "node", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_without_the_lead_the_others_end(model):
     command = [sys.executable, rank_trials.__file__, "--lose", "lead", str(model)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=False)

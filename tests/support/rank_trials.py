@@ -2,8 +2,10 @@
 
 rank_trials.py plain|large|adapters MODEL PROCESSES RESULTS [OTHERS]
     each of `TRIALS`: weights, optimizer state and reports, into a folder; OTHERS has those of another number, to go on from
-rank_trials.py --lose step|waiting|lead MODEL
+rank_trials.py --lose step|waiting|lead|node MODEL
     somebody is killed
+rank_trials.py --drain node MODEL
+    the other node is asked to stop
 """
 
 import json
@@ -40,6 +42,7 @@ from rlvr_trainer.traces import Example
 from rlvr_trainer.training import NonFiniteStepError
 
 STEPS = 3
+STOP = threading.Event()
 SMOOTH = {"epsilon": 1e-3}
 """AdamW's first steps make of rounding an update as large as any, where epsilon does not hold it down."""
 GRADIENT = {**SMOOTH, "beta1": 0.0, "maxGradientNorm": 1e6}
@@ -214,7 +217,7 @@ def open_nodes(spec, model):
     command = [sys.executable, __file__, "nodes", "--node", str(model), str(spec.learner.processes), *map(str, ports)]
     with subprocess.Popen(command) as other:
         try:
-            with open_ranks(spec, model, "127.0.0.1", ports[0]) as ranks:
+            with open_ranks(spec, model, "127.0.0.1", ports[0], STOP) as ranks:
                 yield ranks
             assert other.wait(60) == 0
         finally:
@@ -224,11 +227,11 @@ def open_nodes(spec, model):
 def be_node(model, processes, rendezvous_port, status_port):
     """The second node, until the lead has nothing more to do."""
     job = SimpleNamespace(spec=make_spec(processes))
-    return follow_lead(
-        SimpleNamespace(
-            job=job, node=1, advertised_host="127.0.0.1", rendezvous_port=rendezvous_port, status_port=status_port, model_dir=model
-        )
+    context = SimpleNamespace(
+        job=job, node=1, advertised_host="127.0.0.1", rendezvous_port=rendezvous_port, status_port=status_port, model_dir=model
     )
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+    return follow_lead(context, STOP)
 
 
 def lose_node(model):
@@ -242,6 +245,19 @@ def lose_node(model):
         (child,) = node.children()
         child.kill()
         print(node.wait(30), flush=True)
+        learner.step(make_groups(), 1, at_step_0)
+
+
+def drain_node(model):
+    """End the second node by SIGTERM: the lead hears of it, and all are there until it has done what it must."""
+    choose("nodes")
+    spec = make_spec(2)
+    with open_nodes(spec, model) as ranks:
+        learner = Learner(Policy.load(model, spec, ranks), spec.stages[0].rlvr, spec)
+        learner.step(make_groups(), 0, at_step_0)
+        (node,) = psutil.Process().children()
+        node.terminate()
+        assert STOP.wait(30), "the lead did not hear that its other node has to go"
         learner.step(make_groups(), 1, at_step_0)
 
 
@@ -288,6 +304,8 @@ def choose(mode):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:3] == ["--drain", "node"]:
+        sys.exit(drain_node(Path(sys.argv[3])))
     if sys.argv[1:3] == ["--lose", "node"]:
         lose_node(Path(sys.argv[3]))
     if sys.argv[1] == "--lose":

@@ -42,7 +42,7 @@ def main() -> int:
     try:
         context = read_context()
         if context.node > 0:
-            return follow_lead(context)
+            return follow_lead(context, stop)
         exported = telemetry.start(context.job.spec.observability.tracing, context.job.metadata.name, context.attempt)
         try:
             _run(context, stop)
@@ -85,7 +85,7 @@ def _run(context: RunContext, stop: threading.Event) -> None:
     keys = [StageKeys(index, stage.name) for index, stage in enumerate(spec.stages)]
     checkpoint = load_latest(store, keys, fall_back=True)
     with (
-        open_ranks(spec, context.model_dir, context.advertised_host, context.rendezvous_port) as ranks,
+        open_ranks(spec, context.model_dir, context.advertised_host, context.rendezvous_port, stop) as ranks,
         assemble(context, stop, store, claim, _lineage_of(checkpoint), ranks) as run,
     ):
         try:

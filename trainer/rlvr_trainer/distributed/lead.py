@@ -3,7 +3,8 @@
     open_ranks(spec, model) -> Rendezvous -> followers as children -> connect -> Ranks ... Close -> they end by themselves
 
 Those of other nodes start by themselves (`node`). A follower of this node that is lost ends this process at once: what it waits for in a
-collective would never come, and the next attempt goes on from the last commit. One of another node ends its pod, and so the attempt.
+collective would never come, and the next attempt goes on from the last commit. One of another node ends its pod, and so the attempt. A node
+that is asked to stop, as by a drain, passes that on, for the last checkpoint needs all.
 Followers inherit the environment, less the credentials, which they have no use for.
 """
 
@@ -43,13 +44,16 @@ class LostRankError(RuntimeError):
 
 
 @contextmanager
-def open_ranks(spec: RLVRJobSpec, model: Path, advertised_host: str = LOOPBACK, port: int = 0) -> Iterator[Ranks]:
+def open_ranks(
+    spec: RLVRJobSpec, model: Path, advertised_host: str = LOOPBACK, port: int = 0, stop: threading.Event | None = None
+) -> Iterator[Ranks]:
     """The processes of the learner, this one as their lead; they end with the block.
 
     Args:
         model: folder of the model, which every process loads.
         advertised_host: of this node, for those of other nodes, which start by themselves.
         port: where they look for the lead; 0 where there are none.
+        stop: set when another node has to go.
 
     Raises:
         LostRankError: in place of what the block raised, when a follower had ended before; it is the reason.
@@ -60,7 +64,7 @@ def open_ranks(spec: RLVRJobSpec, model: Path, advertised_host: str = LOOPBACK, 
         return
     rendezvous = Rendezvous(spec, advertised_host, port)
     meeting = Meeting(rendezvous.host, rendezvous.port)
-    followers = Followers(meeting, model, range(1, spec.learner.processes_per_node), rendezvous)
+    followers = Followers(meeting, model, range(1, spec.learner.processes_per_node), rendezvous, stop or threading.Event())
     try:
         ranks = rendezvous.connect()
         logger.info("the learner has %d processes", ranks.size)
@@ -96,8 +100,8 @@ def start_followers(meeting: Meeting, model: Path, ranks: Iterable[int]) -> dict
 class Followers:
     """The other processes of the lead's node, as children of this one."""
 
-    def __init__(self, meeting: Meeting, model: Path, ranks: range, rendezvous: Rendezvous) -> None:
-        self._rendezvous = rendezvous
+    def __init__(self, meeting: Meeting, model: Path, ranks: range, rendezvous: Rendezvous, stop: threading.Event) -> None:
+        self._rendezvous, self._stop = rendezvous, stop
         self._children = start_followers(meeting, model, ranks)
         self._closing = threading.Event()
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
@@ -139,6 +143,9 @@ class Followers:
             if message and not self._closing.is_set():
                 print(f"error: {LostRankError.__name__}: {message}", file=sys.stderr, flush=True)
                 os._exit(1)
+            if not self._stop.is_set() and self._rendezvous.is_asked_to_stop():
+                logger.info("another node of the learner has to go")
+                self._stop.set()
 
     def _describe_lost(self) -> str:
         ended = ((rank, child.poll()) for rank, child in self._children.items())

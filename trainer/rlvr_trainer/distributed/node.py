@@ -3,7 +3,7 @@
     node 0: `python -m rlvr_trainer` leads        node k: the same command comes here -> ranks k·n ... k·n + n-1, children of this process
 
 It ends with 0 once all of them were told that there is nothing more to do, and with 1 as soon as one has ended otherwise: then the lead's
-Job has lost a pod, and the attempt is over. A request to stop is the lead's business, which needs all processes for its last checkpoint.
+Job has lost a pod, and the attempt is over. A request to stop is passed on to the lead, which needs all processes for its last checkpoint.
 They find the lead by its name, which is that of one attempt: none can meet the lead of another.
 """
 
@@ -19,14 +19,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rlvr_trainer.context import RunContext
 from rlvr_trainer.distributed.lead import LostRankError, Meeting, describe_lost, start_followers
+from rlvr_trainer.distributed.rendezvous import ask_to_stop
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.25
 
 
-def follow_lead(context: RunContext) -> int:
-    """Be this node until its processes have ended; returns the exit code."""
+def follow_lead(context: RunContext, stop: threading.Event) -> int:
+    """Be this node until its processes have ended; returns the exit code.
+
+    Args:
+        stop: set when this node has to go.
+    """
     learner, deadlines = context.job.spec.learner, context.job.spec.deadlines
     first = context.node * learner.processes_per_node
     # The lead opens its store when it has claimed the attempt and read the newest checkpoint.
@@ -35,7 +40,7 @@ def follow_lead(context: RunContext) -> int:
         children = start_followers(meeting, context.model_dir, range(first, first + learner.processes_per_node))
         logger.info("node %d of %d: ranks %s follow %s", context.node, learner.nodes, ", ".join(map(str, children)), meeting.host)
         try:
-            lost = _await(children)
+            lost = _await(children, stop, meeting)
         finally:
             for child in children.values():
                 child.kill()
@@ -47,9 +52,11 @@ def follow_lead(context: RunContext) -> int:
     return 1
 
 
-def _await(children: Mapping[int, "subprocess.Popen[bytes]"]) -> int | None:
+def _await(children: Mapping[int, "subprocess.Popen[bytes]"], stop: threading.Event, meeting: Meeting) -> int | None:
     """The first rank that failed; None when all have ended in order."""
+    asked = False
     while True:
+        asked = asked or (stop.is_set() and ask_to_stop(meeting.host, meeting.port))
         codes = {rank: child.poll() for rank, child in children.items()}
         for rank, code in codes.items():
             if code not in (None, 0):

@@ -37,6 +37,8 @@ LOOK_SECONDS = 3600.0
 """A follower waits for commands as long as the store lives; it looks up once in this time."""
 POLL_SECONDS = 0.01
 INTERFACE = "GLOO_SOCKET_IFNAME"
+LEAVING = "leaving"
+ASK_SECONDS = 2.0
 
 
 class Rendezvous:
@@ -58,6 +60,7 @@ class Rendezvous:
             self.host, self.port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=listener.detach()
         )
         self._store.set(SPEC, spec.model_dump_json())
+        self._watched = _client(self.host, self.port, limit.total_seconds())  # the store itself may be waiting
         self._told = 0
 
     def connect(self) -> Ranks:
@@ -74,6 +77,10 @@ class Rendezvous:
         """Have the followers do what `make` says."""
         self._store.set(f"command/{self._told}", make().to_bytes())
         self._told += 1
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether another node has to go."""
+        return bool(self._watched.check([LEAVING]))
 
     def is_heard_until(self, deadline: float) -> bool:
         """Wait until all followers have taken the last command, or `deadline` (`time.monotonic`); whether they have."""
@@ -121,10 +128,23 @@ def join(host: str, port: int, rank: int, timeout_seconds: float = JOIN_SECONDS)
         RuntimeError: the lead or another process is not there in time.
     """
     # Two connections: waiting for a command blocks all other use of one.
-    meeting, commands = (dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_seconds)) for _ in range(2))
+    meeting, commands = (_client(host, port, timeout_seconds) for _ in range(2))
     spec = RLVRJobSpec.model_validate_json(meeting.get(SPEC))
     meeting.set(_joined(rank), b"")
     return spec, _connect(meeting, rank, spec, _tell_nobody), Inbox(commands, spec.learner.processes - 1)
+
+
+def ask_to_stop(host: str, port: int) -> bool:
+    """Tell the lead that this node has to go; whether it was there to be told."""
+    try:
+        _client(host, port, ASK_SECONDS).set(LEAVING, b"")
+    except dist.DistError:
+        return False
+    return True
+
+
+def _client(host: str, port: int, timeout_seconds: float) -> Any:
+    return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_seconds))
 
 
 def leave() -> None:
