@@ -208,16 +208,9 @@ def _is_undone(gold: str, answer: str) -> bool:
 @lru_cache(REMEMBERED_ANSWERS)
 def _equivalent(gold: str, answer: str) -> bool:
     """A pure function, and the samples of a group often give the same answer."""
-    from math_verify import verify
+    from rlvr_verifier.environments.equivalence import are_equivalent
 
-    return bool(verify(_parse(gold), _parse(answer), strict=True, timeout_seconds=0))
-
-
-@lru_cache(REMEMBERED_ANSWERS)
-def _parse(text: str) -> list[object]:
-    from math_verify import parse
-
-    return list(parse(f"\\boxed{{{text}}}", parsing_timeout=0))
+    return are_equivalent(gold, answer)
 
 
 def _boxes(text: str) -> list[str]:
