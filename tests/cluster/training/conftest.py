@@ -1,12 +1,22 @@
 """Fixtures of a cluster that trains; what they open is in tests/support/training_cluster.py."""
 
 import os
+from pathlib import Path
 
 import pytest
 from commands import run
 from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
 
+HERE = Path(__file__).parent
 MAX_JOBS = 5
+
+
+def pytest_collection_modifyitems(items):
+    """The long job trains from its first test on, beside all that come after: they are those that disturb it."""
+    places = [place for place, item in enumerate(items) if HERE in item.path.parents]
+    ordered = sorted((items[place] for place in places), key=lambda item: "job" in item.fixturenames)
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session")
