@@ -53,7 +53,7 @@ def post(job, path, body):
     """Ask a verifier pod that is ready, from the node."""
     pod = ready_verifier(job)
     address = f"http://{pod['status']['podIP']}:{VERIFIER_PORT}"
-    answer = httpx.post(f"{address}{path}", json=body, timeout=120, trust_env=False)
+    answer = httpx.post(f"{address}{path}", json=body, timeout=300, trust_env=False)
     answer.raise_for_status()
     return answer.json()
 
@@ -69,7 +69,7 @@ def score(job, completions, prefix):
 
 def test_exploits_are_not_paid_in_a_restricted_pod_and_right_functions_are(coder):
     samples = list(read_code("functions"))
-    verdicts = [verdict for sample in samples for verdict in score(coder, [sample.completion], sample.name)]
+    verdicts = score(coder, [sample.completion for sample in samples], "exploits")
     paid = {sample.name for sample, verdict in zip(samples, verdicts, strict=True) if verdict["status"] == "pass"}
     assert paid == {sample.name for sample in samples if sample.kind == CONTROL}
     assert "infra_error" not in {verdict["status"] for verdict in verdicts}
