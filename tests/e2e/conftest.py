@@ -159,19 +159,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, model: Path) -> Iterator[Callable[..., JobRun]]:
-    """`make_run(name, steps=…, change=…)`: a job like the tiny example, with small steps; `change` may change its spec."""
+def run_of(tmp_path: Path) -> Iterator[Callable[[Spec], JobRun]]:
+    """The run of a job, in a folder of its own; ended with the test."""
     made: list[JobRun] = []
 
-    def make(name: str, *, steps: int, change: Callable[[Spec], None] = lambda _: None) -> JobRun:
-        job = YAML(typ="safe").load(EXAMPLE)
-        spec: Spec = job["spec"]
-        job["metadata"]["name"] = name
-        spec["model"]["uri"] = f"file://{model}"
-        spec["stages"][0]["rlvr"].update(steps=steps, promptsPerStep=8, groupSize=8)
-        spec["evaluation"] = {"tasksPerEnvironment": 8, "samplesPerTask": 4}
-        spec["learner"] = {"checkpoint": {"everySteps": 3, "keepLast": 2}}
-        change(spec)
+    def make(job: Spec) -> JobRun:
+        name = job["metadata"]["name"]
         folder = tmp_path / name
         folder.mkdir()
         with (folder / f"{name}.yaml").open("w") as file:
@@ -185,3 +178,21 @@ def make_run(tmp_path: Path, model: Path) -> Iterator[Callable[..., JobRun]]:
             if command.poll() is None:
                 command.kill()
             command.wait(30)
+
+
+@pytest.fixture
+def make_run(run_of: Callable[[Spec], JobRun], model: Path) -> Callable[..., JobRun]:
+    """`make_run(name, steps=…, change=…)`: a job like the tiny example, with small steps; `change` may change its spec."""
+
+    def make(name: str, *, steps: int, change: Callable[[Spec], None] = lambda _: None) -> JobRun:
+        job = YAML(typ="safe").load(EXAMPLE)
+        spec: Spec = job["spec"]
+        job["metadata"]["name"] = name
+        spec["model"]["uri"] = f"file://{model}"
+        spec["stages"][0]["rlvr"].update(steps=steps, promptsPerStep=8, groupSize=8)
+        spec["evaluation"] = {"tasksPerEnvironment": 8, "samplesPerTask": 4}
+        spec["learner"] = {"checkpoint": {"everySteps": 3, "keepLast": 2}}
+        change(spec)
+        return run_of(job)
+
+    return make
