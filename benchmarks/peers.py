@@ -1,6 +1,6 @@
 """This project beside TRL's GRPOTrainer: the same model, tasks, lengths, batch, learning rate and two cores, one after the other.
 
-SmolLM2-135M-Instruct learns sums of two digits, as in the demo, for the same number of optimizer steps with 128 samples each, with several
+SmolLM2-135M-Instruct learns sums of two digits, as in the demo, for the same number of optimizer steps with 64 samples each, with several
 seeds. Ours is a job through all of its processes: vLLM, verifier service, learner, storage of every rollout. TRL (`_trl.py`) samples with
 transformers, batched, in its own process, for on a CPU it cannot bring weights to vLLM; its reward function is our environment's.
 

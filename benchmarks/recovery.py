@@ -8,6 +8,9 @@ more optimizer steps are finished:
 - `verifier`, `operator`: their processes.
 - `store`: the S3 server is taken away for 20 seconds; counted from its return.
 
+Every death is the first one of its pod: the kubelet waits before it starts a container again, twice as long each time, and 10 seconds the
+second time. So another pod takes the place of one that has died, before the next part does.
+
 Needs what `tests/cluster/training` needs: kubectl, helm, KUBECONFIG of a cluster of which this machine is the node, and the images on it.
 """
 
@@ -54,6 +57,7 @@ def main() -> int:
             for part, kill in deaths(job, operator, store).items():
                 measure(job, part, kill, seconds)
                 print(f"round {number + 1}: {part} {seconds[part][-1]:.1f} s", file=sys.stderr, flush=True)
+                renew(job, operator, part)
         report(seconds)
     return 0
 
@@ -88,6 +92,17 @@ def measure(job: Any, part: str, kill: Callable[[], None], seconds: dict[str, li
     job.wait(lambda job: set(job.engines().values()) == {"clean"} and len(job.engines()) == 2, PATIENCE_SECONDS, "both engines serve")
     if part == "engine":
         seconds["engine_back"].append(time.monotonic() - started)
+
+
+def renew(job: Any, operator: Any, part: str) -> None:
+    """Have another pod take the place of one whose process was killed."""
+    role, name = {"engine": ("rollout", "-1"), "verifier": ("verifier", "")}.get(part, ("", ""))
+    if part == "operator":
+        operator.replace()
+    for pod in job.live_pods(role) if role else ():
+        if pod["metadata"]["name"].endswith(name):
+            job.replace_pod(pod)
+    job.wait(lambda job: set(job.engines().values()) == {"clean"} and len(job.engines()) == 2, PATIENCE_SECONDS, "both engines serve")
 
 
 def report(seconds: dict[str, list[float]]) -> None:

@@ -136,6 +136,11 @@ class Operator:
     def kill(self):
         kill(self.pod())
 
+    def replace(self):
+        """Another pod of it leads."""
+        kubectl("-n", SYSTEM, "delete", "pod", "-l", OPERATOR_PODS, "--wait")
+        wait_for(self.leads, 60, "another pod of the operator leads")
+
 
 def kill(pod, signal=9):
     """Send a signal to every process of a pod, from the node."""
@@ -222,6 +227,19 @@ class Training:
     def delete_pod(self, pod):
         kubectl("-n", self.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false")
 
+    def replace_pod(self, pod):
+        """Another pod is ready in its place."""
+        uid, role = pod["metadata"]["uid"], pod["metadata"]["labels"]["rlvr.dev/role"]
+        count = len(self.live_pods(role))
+        self.delete_pod(pod)
+
+        def is_replaced(job):
+            pods = job.live_pods(role)
+            others = [one for one in pods if one["metadata"]["uid"] != uid]
+            return len(pods) == len(others) == count and all(is_ready(one) for one in others)
+
+        self.wait(is_replaced, READY_SECONDS, f"another pod in the place of {pod['metadata']['name']} is ready")
+
     def scale(self, replicas):
         kubectl("-n", self.namespace, "scale", "rlvr", self.name, f"--replicas={replicas}")
 
@@ -239,6 +257,10 @@ class Training:
 
     def wait(self, condition, seconds, what):
         return wait_for(lambda: condition(self), seconds, lambda: f"{what}\n{self.describe()}", every=0.5)
+
+
+def is_ready(pod):
+    return any(found["type"] == "Ready" and found["status"] == "True" for found in pod["status"].get("conditions", ()))
 
 
 def restarts(pod):

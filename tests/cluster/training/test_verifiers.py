@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 from commands import kubectl
-from training_cluster import BUCKET, LONG_JOB, READY_SECONDS
+from training_cluster import BUCKET, LONG_JOB, READY_SECONDS, is_ready
 
 from rlvr_api.names import child_name
 from rlvr_api.process import VERIFIER_PORT, Role
@@ -44,9 +44,7 @@ def coder(train, store):
 
 def ready_verifier(job):
     """The job may be adding another, which does not answer yet."""
-    ready = {"type": "Ready", "status": "True"}
-    pods = job.live_pods("verifier")
-    return next(pod for pod in pods if any(ready.items() <= found.items() for found in pod["status"].get("conditions", ())))
+    return next(pod for pod in job.live_pods("verifier") if is_ready(pod))
 
 
 def post(job, path, body):
