@@ -1,4 +1,4 @@
-"""Each example with a real model, as a person runs it, but for a few steps; the tiny ones run whole elsewhere, and one on a cluster."""
+"""Each example with a real model, as a person runs it, but for few and small steps; the tiny ones run whole elsewhere, one on a cluster."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS = 2
-EVALUATION = {"tasksPerEnvironment": 4, "samplesPerTask": 8}
+STEPS, PROMPTS = 2, 4
+EVALUATION = {"tasksPerEnvironment": 2, "samplesPerTask": 8}
 NAMES = ("01-arithmetic", "04-from-base", "05-audited", "06-functions", "08-from-zero", "09-cold-start", "10-best-of-n")
 ELSEWHERE = {"02-tiny", "03-cluster", "07-turns"}
 
@@ -30,7 +30,7 @@ def shorten(stage):
     """A stage that does each thing that it is for, a few times."""
     match stage:
         case {"rlvr": settings}:
-            settings["steps"] = STEPS
+            settings.update(steps=STEPS, promptsPerStep=PROMPTS)
         case {"sft": settings}:
             settings["epochs"] = 1
         case {"rejectionSampling": settings}:
