@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from functools import lru_cache
 
 from pydantic import JsonValue
 
@@ -21,7 +20,6 @@ from rlvr_verifier.environments.datasets import DatasetReader, parse_rows
 
 MAX_ANSWER_CHARACTERS = 512
 MAX_DIGITS = 100
-REMEMBERED_ANSWERS = 4_096
 TAIL_CHARACTERS = 8_192
 """The answer stands at the end; no more than this is searched for it."""
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?", re.ASCII)
@@ -113,7 +111,9 @@ def judge(problem: str, gold: str, completion: str) -> Score:
     fault = _gate(problem, gold, answer, gold_is_number=expected is not None)
     if fault:
         return invalid(fault)
-    return passed("the answer is equivalent") if _equivalent(gold, answer) else failed("the answer is not equivalent")
+    from rlvr_verifier.environments.equivalence import are_equivalent  # with sympy, in a worker alone
+
+    return passed("the answer is equivalent") if are_equivalent(gold, answer) else failed("the answer is not equivalent")
 
 
 def extract_answer(completion: str) -> str | Score:
@@ -203,14 +203,6 @@ def _is_undone(gold: str, answer: str) -> bool:
         return True
     gold_is_constant = re.search("[A-Za-z]", _COMMAND_WORD.sub("", gold)) is None
     return gold_is_constant and bool(set(_FUNCTION.findall(answer)) - set(_FUNCTION.findall(gold)))
-
-
-@lru_cache(REMEMBERED_ANSWERS)
-def _equivalent(gold: str, answer: str) -> bool:
-    """A pure function, and the samples of a group often give the same answer."""
-    from rlvr_verifier.environments.equivalence import are_equivalent
-
-    return are_equivalent(gold, answer)
 
 
 def _boxes(text: str) -> list[str]:
