@@ -234,14 +234,21 @@ def be_node(model, processes, rendezvous_port, status_port):
     return follow_lead(context, STOP)
 
 
-def lose_node(model):
-    """End a process of the second node by SIGKILL: the lead's next step fails, and the node says why."""
+@contextmanager
+def two_nodes(model):
+    """A learner that has done a step, and the process of its second node."""
     choose("nodes")
     spec = make_spec(2)
     with open_nodes(spec, model) as ranks:
         learner = Learner(Policy.load(model, spec, ranks), spec.stages[0].rlvr, spec)
         learner.step(make_groups(), 0, at_step_0)
         (node,) = psutil.Process().children()
+        yield learner, node
+
+
+def lose_node(model):
+    """End a process of the second node by SIGKILL: the lead's next step fails, and the node says why."""
+    with two_nodes(model) as (learner, node):
         (child,) = node.children()
         child.kill()
         print(node.wait(30), flush=True)
@@ -250,12 +257,7 @@ def lose_node(model):
 
 def drain_node(model):
     """End the second node by SIGTERM: the lead hears of it, and all are there until it has done what it must."""
-    choose("nodes")
-    spec = make_spec(2)
-    with open_nodes(spec, model) as ranks:
-        learner = Learner(Policy.load(model, spec, ranks), spec.stages[0].rlvr, spec)
-        learner.step(make_groups(), 0, at_step_0)
-        (node,) = psutil.Process().children()
+    with two_nodes(model) as (learner, node):
         node.terminate()
         assert STOP.wait(30), "the lead did not hear that its other node has to go"
         learner.step(make_groups(), 1, at_step_0)
