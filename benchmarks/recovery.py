@@ -89,20 +89,26 @@ def measure(job: Any, part: str, kill: Callable[[], None], seconds: dict[str, li
         job.wait(lambda job: job.status["executionAttempt"] > attempt, PATIENCE_SECONDS, "the next attempt")
     job.steps_go_on(PATIENCE_SECONDS)
     seconds[part].append(time.monotonic() - started)
-    job.wait(lambda job: set(job.engines().values()) == {"clean"} and len(job.engines()) == 2, PATIENCE_SECONDS, "both engines serve")
+    wait_until_both_serve(job)
     if part == "engine":
         seconds["engine_back"].append(time.monotonic() - started)
 
 
+def wait_until_both_serve(job: Any) -> None:
+    """Both engines have the current weights."""
+    job.wait(lambda job: set(job.engines().values()) == {"clean"} and len(job.engines()) == 2, PATIENCE_SECONDS, "both engines serve")
+
+
 def renew(job: Any, operator: Any, part: str) -> None:
     """Have another pod take the place of one whose process was killed."""
-    role, name = {"engine": ("rollout", "-1"), "verifier": ("verifier", "")}.get(part, ("", ""))
-    if part == "operator":
-        operator.replace()
-    for pod in job.live_pods(role) if role else ():
-        if pod["metadata"]["name"].endswith(name):
-            job.replace_pod(pod)
-    job.wait(lambda job: set(job.engines().values()) == {"clean"} and len(job.engines()) == 2, PATIENCE_SECONDS, "both engines serve")
+    match part:
+        case "engine":
+            job.replace("rollout", "-1")
+        case "verifier":
+            job.replace("verifier")
+        case "operator":
+            operator.replace()
+    wait_until_both_serve(job)
 
 
 def report(seconds: dict[str, list[float]]) -> None:

@@ -14,6 +14,7 @@ import time
 
 import pytest
 from commands import kubectl
+from training_cluster import is_ready
 
 from rlvr_api import names
 from rlvr_api.loading import load_job
@@ -135,18 +136,15 @@ def start(role, namespace, name, spec):
 def wait_until_ready(namespace, name):
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        status = json.loads(kubectl("get", "pod", "-n", namespace, name, "-o", "json"))["status"]
-        if is_ready(status):
+        pod = json.loads(kubectl("get", "pod", "-n", namespace, name, "-o", "json"))
+        if is_ready(pod):
             return
+        status = pod["status"]
         logs = kubectl("logs", "-n", namespace, name, "--all-containers", "--prefix", "--tail=40", "--ignore-errors")
         told = f"{json.dumps(status.get('containerStatuses'))}\n{logs}"
         assert status["phase"] != "Failed", told
         assert time.monotonic() < deadline, told
         time.sleep(0.5)
-
-
-def is_ready(status):
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", ()))
 
 
 def with_command(spec, command, env):

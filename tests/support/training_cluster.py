@@ -227,18 +227,19 @@ class Training:
     def delete_pod(self, pod):
         kubectl("-n", self.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false")
 
-    def replace_pod(self, pod):
-        """Another pod is ready in its place."""
-        uid, role = pod["metadata"]["uid"], pod["metadata"]["labels"]["rlvr.dev/role"]
-        count = len(self.live_pods(role))
-        self.delete_pod(pod)
+    def replace(self, role, name=""):
+        """Other pods are ready in the place of those of a role whose names end with `name`."""
+        before = self.live_pods(role)
+        replaced = [pod for pod in before if pod["metadata"]["name"].endswith(name)]
+        for pod in replaced:
+            self.delete_pod(pod)
+        gone = {pod["metadata"]["uid"] for pod in replaced}
 
-        def is_replaced(job):
+        def are_ready(job):
             pods = job.live_pods(role)
-            others = [one for one in pods if one["metadata"]["uid"] != uid]
-            return len(pods) == len(others) == count and all(is_ready(one) for one in others)
+            return len(pods) == len(before) and all(pod["metadata"]["uid"] not in gone and is_ready(pod) for pod in pods)
 
-        self.wait(is_replaced, READY_SECONDS, f"another pod in the place of {pod['metadata']['name']} is ready")
+        self.wait(are_ready, READY_SECONDS, f"other pods in the place of {role}{name} are ready")
 
     def scale(self, replicas):
         kubectl("-n", self.namespace, "scale", "rlvr", self.name, f"--replicas={replicas}")

@@ -1,7 +1,6 @@
 """A learner of two pods trains over gloo, with weights through the object store; what becomes of it when one of them goes."""
 
 import pytest
-from commands import kubectl
 from training_cluster import READY_SECONDS
 
 pytestmark = pytest.mark.timeout(1500)
@@ -10,9 +9,9 @@ TRAIN_SECONDS = 600
 
 
 def node(job, attempt, number):
-    """Name and uid of one of an attempt's pods."""
-    (meta,) = [pod["metadata"] for pod in job.live_pods("learner") if f"-learner-{attempt}-{number}-" in pod["metadata"]["name"]]
-    return meta["name"], meta["uid"]
+    """One of an attempt's pods."""
+    (pod,) = [pod for pod in job.live_pods("learner") if f"-learner-{attempt}-{number}-" in pod["metadata"]["name"]]
+    return pod
 
 
 def goes_on(job, attempt, engines):
@@ -31,18 +30,16 @@ def test_a_learner_of_two_pods_outlives_the_drain_and_the_loss_of_one_and_trains
     (learner,) = [role for role in job.status["roles"] if role["name"] == "learner"]
     assert learner["desired"] == 2
 
-    drained, _ = node(job, 1, 1)
-    kubectl("-n", job.namespace, "delete", "pod", drained, "--wait=false")
+    job.delete_pod(node(job, 1, 1))
     goes_on(job, 2, engines)
     assert job.status["restarts"] == 0  # stopped in order, with a checkpoint
 
     before = job.progress().get("checkpointStep") or 0
     job.wait(lambda job: (job.progress().get("checkpointStep") or 0) > before, TRAIN_SECONDS, "another checkpoint")
-    lost, lost_uid = node(job, 2, 1)
-    _, lead_uid = node(job, 2, 0)
-    job.kill("learner", lost)
+    lead, lost = node(job, 2, 0), node(job, 2, 1)
+    job.kill("learner", lost["metadata"]["name"])
     goes_on(job, 3, engines)
-    assert not {lead_uid, lost_uid} & job.uids("learner")
+    assert not {pod["metadata"]["uid"] for pod in (lead, lost)} & job.uids("learner")
 
     job.wait(lambda job: job.condition("Complete").get("status") == "True", TRAIN_SECONDS, "complete")
     assert (job.status["executionAttempt"], job.status["progress"]["step"]) == (3, 20)

@@ -56,9 +56,14 @@ def reach(job):
         kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
 
 
+def endpoints(job):
+    """Address and port of an engine, a verifier and the learner."""
+    ports = {"rollout": 8000, "verifier": 8081, "learner": 8082}
+    return [f"{job.live_pods(role)[0]['status']['podIP']}:{port}" for role, port in ports.items()]
+
+
 def test_a_foreign_pod_reaches_no_part_of_a_job(job, store, reach):
-    address = {role: job.live_pods(role)[0]["status"]["podIP"] for role in ("rollout", "verifier", "learner")}
-    closed = [f"{address['rollout']}:8000", f"{address['verifier']}:8081", f"{address['learner']}:8082"]
+    closed = endpoints(job)
     open_to_all = f"{store.address()}:8333"
     for namespace in (job.namespace, "default"):
         found = reach(namespace, {"app": "stranger"}, [*closed, open_to_all])
@@ -67,15 +72,13 @@ def test_a_foreign_pod_reaches_no_part_of_a_job(job, store, reach):
 
 
 def test_who_reads_metrics_reaches_learner_and_verifier_and_no_engine(job, reach):
-    address = {role: job.live_pods(role)[0]["status"]["podIP"] for role in ("rollout", "verifier", "learner")}
-    engine, verifier, learner = f"{address['rollout']}:8000", f"{address['verifier']}:8081", f"{address['learner']}:8082"
+    engine, verifier, learner = endpoints(job)
     found = reach(job.namespace, MONITORING, [engine, verifier, learner])
     assert found == {engine: "refused", verifier: "reached", learner: "reached"}
 
 
 def test_a_verifier_reaches_the_store_and_not_the_engines(job, store, reach):
     labels = {"rlvr.dev/job": job.name, "rlvr.dev/role": "verifier"}
-    engine = f"{job.live_pods('rollout')[0]['status']['podIP']}:8000"
-    learner = f"{job.live_pods('learner')[0]['status']['podIP']}:8082"
+    engine, _, learner = endpoints(job)
     shop = f"{store.address()}:8333"
     assert reach(job.namespace, labels, [engine, learner, shop]) == {engine: "refused", learner: "refused", shop: "reached"}
