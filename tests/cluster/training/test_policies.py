@@ -37,7 +37,7 @@ for target in opened:
 for target in closed:
     print(target, "reached" if reaches(target) else "refused")
 """
-"""What is open is tried until it is reached: a network plug-in hears of a new pod a moment later. What is closed is tried once, after it."""
+"""What is open is tried until it is reached: a network plug-in hears of a new pod a moment later. What is closed is tried once."""
 
 
 @pytest.fixture
