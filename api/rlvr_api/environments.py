@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
+from rlvr_api.foreign import Plugin, Taskset
 from rlvr_api.interactive import Calculator, Gymnasium
 from rlvr_api.model import ApiModel, Fraction, Name, PositiveSeconds, Uri, one_member
 from rlvr_api.pods import SecretReference
@@ -193,19 +194,6 @@ class Judge(ApiModel):
     """Longest answer that is shown to the judge; a longer one is `invalid`."""
 
 
-class Plugin(ApiModel):
-    """An environment of another distribution, which must be installed beside the verifier service; it is found by its entry point of the
-    group `rlvr.environments`."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
-    """Name of the entry point."""
-    options: Annotated[dict[str, JsonValue], Field(max_length=64, default_factory=dict)]
-    """What it is opened with. The plug-in says which there are, and refuses others."""
-    certificate: Uri | None = None
-    """Where its certificate is, as `s3://bucket/key` or `file:///path` in the verifier's image, for example among the package's files.
-    `rlvr environment certify` writes it there. Unset: it has none."""
-
-
 class Levels(ApiModel):
     """The curriculum of one environment: where it starts, and when the next level begins."""
 
@@ -304,6 +292,7 @@ ENVIRONMENT_KINDS = (
     "judge",
     "plugin",
     "gymnasium",
+    "taskset",
 )
 DATASET_KINDS = ("math", "python_functions", "stdio", "json_schema", "regex", "instructions", "sql", "judge")
 """Kinds whose problems are listed: they have level 0 alone."""
@@ -311,7 +300,7 @@ AUDITED_KINDS = ("arithmetic", "math", "judge")
 """Kinds that have a final answer which a second verifier can compare."""
 SANDBOXED_KINDS = ("python_functions", "stdio")
 """Kinds that run what the model wrote."""
-FOREIGN_KINDS = ("plugin", "gymnasium")
+FOREIGN_KINDS = ("plugin", "gymnasium", "taskset")
 """Kinds whose code comes from elsewhere: they say where their certificate is."""
 INTERACTIVE_KINDS = ("calculator", "gymnasium")
 """Kinds whose episodes have several turns."""
@@ -352,6 +341,8 @@ class EnvironmentSpec(ApiModel):
     """An environment of another distribution."""
     gymnasium: Gymnasium | None = None
     """An environment of the Gymnasium interface."""
+    taskset: Taskset | None = None
+    """A taskset of the library `verifiers`."""
     audit: AuditVerifier | None = None
     """Second verifier that `integrity.audit` asks. Unset: this environment is not audited."""
     noise: Noise | None = None

@@ -86,6 +86,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Arithmetic": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
     "Calculator": (Rule("self.instruction.contains('{problem}')", "instruction must contain {problem}, for example 'What is {problem}?'"),),
     "Gymnasium": (Rule("self.highestReturn > self.lowestReturn", "highestReturn is not above lowestReturn"),),
+    "Taskset": (Rule("self.highestReward > self.lowestReward", "highestReward is not above lowestReward"),),
     "Mixing": (Rule("self.floor <= self.cap", "floor is above cap: lower it"),),
     "Rlvr": (
         Rule("!self.ordered || self.zeroVariance == 'skip'", "ordered allows no discards, so zeroVariance must be skip, not resample"),

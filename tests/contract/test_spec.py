@@ -86,6 +86,11 @@ REFUSED = {
         [{"name": "lake", "gymnasium": {"id": "FrozenLake-v1", "lowestReturn": 1, "highestReturn": 1}}],
         "is not above lowestReturn",
     ),
+    "rewards that mean nothing": (
+        "spec.environments",
+        [{"name": "words", "taskset": {"id": "words", "lowestReward": 1, "highestReward": 1}}],
+        "is not above lowestReward",
+    ),
     "an environment of several turns for a stage of whole completions": (
         "spec",
         {

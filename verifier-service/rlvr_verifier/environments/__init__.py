@@ -21,6 +21,7 @@ from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
 from rlvr_verifier.environments.regex import RegexEnvironment
 from rlvr_verifier.environments.sql import SqlEnvironment
 from rlvr_verifier.environments.stdio import StdioEnvironment
+from rlvr_verifier.environments.taskset import TasksetEnvironment
 from rlvr_verifier.sandbox.pool import Sandbox
 from rlvr_verifier.sandbox.probe import Level, ProbeReport
 
@@ -38,6 +39,7 @@ ENVIRONMENTS: Mapping[str, Factory] = {
     "judge": JudgeEnvironment,
     "plugin": PluginEnvironment,
     "gymnasium": lambda spec, _: GymnasiumEnvironment(spec),
+    "taskset": TasksetEnvironment,
 }
 SANDBOXED: Mapping[str, type[PythonFunctionsEnvironment] | type[StdioEnvironment]] = {
     "python_functions": PythonFunctionsEnvironment,

@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import packages_distributions
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -36,6 +35,7 @@ from rlvr_verifier.environments.base import (
     invalid,
     passed,
 )
+from rlvr_verifier.environments.distributions import describe_origin
 from rlvr_verifier.environments.episodes import Play, judge
 from rlvr_verifier.faults import fault
 from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, Probe
@@ -78,7 +78,7 @@ class GymnasiumEnvironment:
             raise EnvironmentSetupError(
                 f"environment {spec.name}: {self._spec.id} cannot be made: {type(error).__name__}: {error}"
             ) from None
-        self.version = self.scorer_version = f"1+gymnasium-{version_of('gymnasium')}+{_origin(owner)}"
+        self.version = self.scorer_version = f"1+gymnasium-{version_of('gymnasium')}+{describe_origin(owner)}"
 
     def held_out_tasks(self, level: int) -> int:
         """`heldOutSeeds`."""
@@ -183,12 +183,3 @@ class GymnasiumEnvironment:
         score = min(max((total - low) / (high - low), 0.0), 1.0)
         reason = f"the return is {total:g}"
         return passed(reason, score) if score > 0 else failed(reason)
-
-
-def _origin(owner: type) -> str:
-    """Distribution of the environment's class and its version, and the `version` that the class may have itself."""
-    package = owner.__module__.partition(".")[0]
-    names = sorted(set(packages_distributions().get(package, ())))
-    parts = [f"{name}-{version_of(name)}" for name in names] or [package]
-    own = getattr(owner, "version", None)
-    return "+".join([*parts, str(own)] if own is not None else parts)
