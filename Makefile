@@ -15,11 +15,12 @@ TWO_FILES_AT_ONCE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.installed: requirements/cpu.lock pyproject.toml
+$(VENV)/.installed: requirements/cpu.lock requirements/tasksets.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned CPU environment into $(VENV) (about 3.5 GB, one to three minutes) ..."
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/cpu.lock || { \
 	  echo "The install failed. If pip found no torch==2.13.0+cpu: it is on PyTorch's CPU index; set PIP_EXTRA_INDEX_URL to that index and try again."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/tasksets --upgrade --requirement requirements/tasksets.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -2,22 +2,18 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from commands import free_port, wait_for
 from verifier_jobs import verifier_job, write_problems
+from verifier_process import start_service
 
 from rlvr_api.cli import main
 from rlvr_api.inputs import map_inputs
 from rlvr_api.loading import load_job
-from rlvr_api.process import ExitCode, Variable
+from rlvr_api.process import ExitCode
 from rlvr_api.spec import Storage
 from rlvr_api.wire import MAX_COMPLETION_BYTES
 from rlvr_verifier.environments import open_environments, open_sandboxed
@@ -218,36 +214,19 @@ def test_a_grader_of_code_that_pays_for_what_the_prompt_shows_is_refused(tmp_pat
     assert details["exploits are refused"] == ("visible-only was pass (1)",)
 
 
-def start_service(job_file: Path) -> "subprocess.Popen[str]":
-    """The service, once it is ready or has ended."""
-    url = f"http://127.0.0.1:{(port := free_port())}/readyz"
-    env = {**os.environ, Variable.JOB_FILE: str(job_file)}
-    command = [sys.executable, "-m", "rlvr_verifier", "--port", str(port)]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-
-    def is_settled() -> bool:
-        try:
-            return process.poll() is not None or httpx.get(url, timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    wait_for(is_settled, 60, "the service is neither ready nor over")
-    return process
-
-
 def test_the_service_refuses_a_dataset_until_the_command_that_it_names_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_problems(tmp_path, [(f"What is {n} times {n}?", str(n * n)) for n in range(3, 30)])
     job = verifier_job([{"name": "math", "math": {"dataset": dataset}}], {"allowUncertified": False}, itemTimeoutSeconds=5.0)
     file = tmp_path / "job.json"
     file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
-    refused = start_service(file)
+    refused, _ = start_service(file)
     words = refused.communicate()[1]
     assert refused.returncode == ExitCode.BAD_INPUT
     assert "environment math is not certified: there is no" in words
     assert "run `rlvr environment certify JOB.yaml --name math`" in words
     assert main(["environment", "certify", str(file), "--name", "math", "--tasks", "6"]) == 0
     assert f"certificate: {dataset}.certificate.json" in capsys.readouterr().out
-    accepted = start_service(file)
+    accepted, _ = start_service(file)
     try:
         assert accepted.poll() is None
     finally:
