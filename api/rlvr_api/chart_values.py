@@ -18,6 +18,9 @@ Registry = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][-A-Za-z0-9.]
 Tag = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][-A-Za-z0-9_.]*)?$", max_length=128)]
 Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]+(ms|s|m|h)$")]
+ProfilePath = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\.json$", max_length=253)
+]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
@@ -134,6 +137,20 @@ class Dashboard(ApiModel):
     """For example `grafana_folder`."""
 
 
+class Sandbox(ApiModel):
+    """Containers that run what a model wrote, where an environment asks for level L2 of the sandbox: each slot is then in namespaces of its
+    own, which Kubernetes' default seccomp profile does not let it make."""
+
+    seccomp_profile: ProfilePath = "rlvr-sandbox.json"
+    """The profile that lets it, as a path below the kubelet's folder of profiles. It must be on the nodes; `files/seccomp-sandbox.json` of
+    this chart is one."""
+    install_seccomp_profile: bool = False
+    """Put the chart's onto every node, by a DaemonSet of this release. It writes to the node, so the release's namespace must admit that
+    (Pod Security `privileged`)."""
+    seccomp_directory: Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./-]+$", max_length=253)] = "/var/lib/kubelet/seccomp"
+    """The kubelet's folder of profiles, on the nodes."""
+
+
 class Kueue(ApiModel):
     """Queues of Kueue, which jobs name in `scheduling.queue`."""
 
@@ -194,6 +211,8 @@ class ChartValues(ApiModel):
     """Alerts."""
     grafana_dashboard: Dashboard = Dashboard()
     """A dashboard of operator and jobs."""
+    sandbox: Sandbox = Sandbox()
+    """Containers that run what a model wrote."""
     kueue: Kueue = Kueue()
     """Queues of Kueue, which jobs name in `scheduling.queue`."""
     tracing: Tracing = Tracing()

@@ -57,10 +57,11 @@ class Math(ApiModel):
     """Share of the problems kept for evaluation, chosen by a hash of the normalised problem text."""
 
 
-SandboxLevel = Literal["L0", "L1", "L2"]
+SandboxLevel = Literal["L0", "L1", "L1u", "L2"]
 """How far code that the model wrote is kept away from everything else, as attacks from inside a slot measure it. L0: limits of time and
-memory at most. L1: files, processes, network and kernel objects are out of reach. L2: what is outside cannot even be seen."""
-NeededLevel = Literal["L1", "L2"]
+memory at most. L1: files, processes, network and kernel objects are out of reach. L1u: a slot is another user than what is outside. L2:
+what is outside cannot even be seen."""
+NeededLevel = Literal["L1", "L1u", "L2"]
 
 
 class PythonFunctions(ApiModel):
@@ -83,8 +84,8 @@ class PythonFunctions(ApiModel):
     """Relative difference up to which floats are equal; there is no absolute one, so small numbers are not all zero. Types are compared
     exactly: 1, 1.0 and true differ, and so do lists and tuples."""
     min_sandbox_level: NeededLevel = "L1"
-    """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. L2 also hides which files and
-    processes there are; no sandbox of this version reaches it by itself."""
+    """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. Above L1 slots are put behind
+    more: a user each (L1u, Pod Security baseline), namespaces each (L2, a seccomp profile on the nodes)."""
 
 
 ProgramLanguage = Literal["python", "c", "cpp", "go", "javascript"]
@@ -108,8 +109,8 @@ class Stdio(ApiModel):
     memory_megabytes: Annotated[int, Field(ge=64, le=16_384)] = 512
     """Address space of a program; Python itself takes about 40. Go and Node get what their runtimes reserve on top of it."""
     min_sandbox_level: NeededLevel = "L1"
-    """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. L2 also hides which files and
-    processes there are; no sandbox of this version reaches it by itself."""
+    """Least level of the sandbox, as measured when the verifier starts; below it the environment is refused. Above L1 slots are put behind
+    more: a user each (L1u, Pod Security baseline), namespaces each (L2, a seccomp profile on the nodes)."""
 
 
 class JsonSchema(ApiModel):

@@ -365,6 +365,12 @@ class RLVRJobSpec(ApiModel):
         return tuple(sorted(named - {"python"}))
 
     @property
+    def sandbox_levels(self) -> tuple[str, ...]:
+        """Levels of the sandbox that environments need."""
+        code = (environment.python_functions or environment.stdio for environment in self.environments)
+        return tuple(sorted({one.min_sandbox_level for one in code if one is not None}))
+
+    @property
     def teacher_secrets(self) -> tuple[SecretReference, ...]:
         """Secrets of all teachers; at most one by name."""
         teachers = (stage.teacher for stage in self.stages if stage.teacher is not None)

@@ -259,7 +259,7 @@ def test_code_is_judged_over_http_and_the_level_is_published(tmp_path: Path) -> 
     right = {"code": fence("def f(xs): return sum(xs)"), "programs": fence("import sys\nprint(sum(map(int, sys.stdin)))")}
     with TestClient(build_app(service, instruments, Drain())) as client:
         status = client.get("/status").json()["sandbox"]
-        assert (status["level"], status["open"], status["separate"]) == ("L1", ["look"], False)
+        assert (status["level"], status["open"], status["separate"]) == ("L1", ["look", "share_user"], False)
         assert client.get("/v1/environments").json()["sandboxLevel"] == "L1"
         for name, completion in right.items():
             task = client.post("/v1/sample", json={"items": [{"environment": name, "split": "train", "seed": 1}]}).json()["tasks"][0]
@@ -309,7 +309,7 @@ def test_an_environment_may_ask_for_more_than_code_needs(tmp_path: Path, sandbox
     assert code.python_functions is not None
     wants = code.model_copy(update={"python_functions": code.python_functions.model_copy(update={"min_sandbox_level": "L2"})})
     asking = job.model_copy(update={"spec": job.spec.model_copy(update={"environments": (wants,)})})
-    refusal = r"code .* needs sandbox level L2; this one is L1, .*: look; set pythonFunctions.minSandboxLevel to L1"
+    refusal = r"code .* needs sandbox level L2; this one is L1, .*: look, share_user; set pythonFunctions.minSandboxLevel to L1"
     with pytest.raises(EnvironmentSetupError, match=refusal):
         open_sandboxed(asking, {}, sandbox)
 

@@ -39,7 +39,7 @@ def values(run: Run, inputs: int = 1) -> list[str]:
 
 
 def test_this_machine_offers_level_1(sandbox: Sandbox) -> None:
-    assert sandbox.report.open == {"look"}
+    assert sandbox.report.open == {"look", "share_user"}
     assert sandbox.level is Level.L1
 
 

@@ -94,7 +94,7 @@ def call(sandbox: Sandbox, code: str, argument: object, seconds: float = 5.0) ->
 
 def test_the_level_is_what_the_host_measured(sandbox: Sandbox) -> None:
     assert sandbox.level is Level.L1
-    assert sandbox.report.open == {"look"}
+    assert sandbox.report.open == {"look", "share_user"}
     assert sandbox.is_separate
 
 

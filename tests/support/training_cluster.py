@@ -18,6 +18,7 @@ from pathlib import Path
 
 import boto3
 import httpx
+import psutil
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from commands import kubectl, run, wait_for
@@ -335,6 +336,7 @@ def open_operator(namespaces):
     chart = os.fspath(ROOT / "charts" / "rlvr-operator")
     where = ("--namespace", SYSTEM, "--create-namespace", "--set", f"watchNamespaces={{{','.join(namespaces)}}}")
     where += ("--set-json", f"podMonitor.metricsFrom={json.dumps([{'podSelector': {'matchLabels': MONITORING}}])}")
+    where += ("--set", f"sandbox.installSeccompProfile=true,sandbox.seccompDirectory={kubelet_folder() / 'seccomp'}")
     # The CRD outlives releases; one that an earlier one left is taken over.
     over = ("--take-ownership", "--force-conflicts")
     run("helm", "upgrade", "--install", RELEASE, chart, *where, *over, "--wait", "--timeout", "120s", timeout=180)
@@ -343,6 +345,15 @@ def open_operator(namespaces):
     finally:
         print(kubectl("-n", SYSTEM, "logs", "-l", OPERATOR_PODS, "--tail=200", check=False))
         run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", timeout=120)
+
+
+def kubelet_folder():
+    """Where the node's kubelet, which runs on this machine, keeps its files."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "kubelet":
+            words = [word for argument in process.info["cmdline"] for word in argument.split("=", 1)]
+            return Path(words[words.index("--root-dir") + 1] if "--root-dir" in words else "/var/lib/kubelet")
+    raise AssertionError("no kubelet runs on this machine")
 
 
 def start_job(namespace, store, **changes):

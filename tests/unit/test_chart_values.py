@@ -19,6 +19,7 @@ from rlvr_operator import metrics
 from rlvr_trainer.fleet import EngineFleet
 from rlvr_trainer.progress import ProgressBoard, build_app
 from rlvr_verifier.instruments import Instruments
+from rlvr_verifier.sandbox import seccomp
 
 CHART = Path(__file__).parents[2] / "charts" / "rlvr-operator"
 
@@ -117,3 +118,21 @@ def test_queries_name_metrics_that_exist(expression, known_metrics):
     named = set(re.findall(r"\b[a-z_]{2,}\b(?!\s*\()", bare)) - {"or", "offset"}
     assert named
     assert named <= known_metrics
+
+
+def test_the_chart_s_seccomp_profile_lets_slots_do_what_their_own_filters_let_them():
+    profile = json.loads((CHART / "files" / "seccomp-sandbox.json").read_text())
+    (allowed,) = (set(rule["names"]) for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW")
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert {
+        *seccomp.ALLOWED,
+        *seccomp.COMMAND_ALLOWED,
+        *seccomp.THREADS_ALLOWED,
+        "fcntl",
+        "ioctl",
+        "prlimit64",
+        "clone",
+        "prctl",
+    } <= allowed
+    assert {"unshare", "mount", "umount2", "pivot_root", "landlock_restrict_self", "seccomp", "pidfd_send_signal", "setgroups"} <= allowed
+    assert not allowed & {"ptrace", "process_vm_readv", "bpf", "keyctl", "perf_event_open", "init_module", "kexec_load", "reboot", "setns"}

@@ -198,6 +198,28 @@ def test_the_sandbox_finds_the_tools_of_the_languages_and_has_memory_to_compile(
     assert sandbox["resources"]["limits"] == {"memory": f"{96 + 64 + 1152}Mi"}
 
 
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (["L1"], {"runAsUser": 10002}),
+        (["L2", "L1"], {"runAsUser": 10002, "seccompProfile": {"type": "Localhost", "localhostProfile": "own.json"}}),
+        (["L1u"], {"runAsUser": 0, "runAsNonRoot": False, "add": ["SETGID", "SETUID"]}),
+        (["L1u", "L2"], {"runAsUser": 0, "runAsNonRoot": False, "add": ["SETGID", "SETUID"],
+                         "seccompProfile": {"type": "Localhost", "localhostProfile": "own.json"}}),
+    ],
+)  # fmt: skip
+def test_the_sandbox_is_given_what_the_levels_of_environments_need_and_no_more(levels, expected):
+    code = [{"name": f"c{n}", "stdio": {"dataset": "s3://d/p.jsonl", "minSandboxLevel": level}} for n, level in enumerate(levels)]
+    deployment = render.verifiers(make_job(environments=code), OWNER, replace(SITE, sandbox_profile="own.json"), "i", Scale(1, None))
+    (sandbox,) = deployment["spec"]["template"]["spec"]["initContainers"]
+    context = sandbox["securityContext"]
+    always = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsGroup": 10002}
+    capabilities = {"drop": ["ALL"], **({"add": expected.pop("add")} if "add" in expected else {})}
+    assert context == {**always, **expected, "capabilities": capabilities}
+    asked = [word for level in sorted(set(levels) - {"L1"}) for word in ("--level", level)]
+    assert sandbox["command"][5:] == asked
+
+
 def test_a_memory_limit_of_the_job_s_own_goes_before_what_the_slots_may_use():
     job = edited(CODE, "verifiers.sandboxResources", {"limits": {"memory": "1Gi"}})
     (sandbox,) = render.verifiers(job, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]["initContainers"]

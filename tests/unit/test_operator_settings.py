@@ -19,12 +19,12 @@ def test_what_is_set_is_read():
     more = {
         "RLVR_POD_NAMESPACE": "ml", "RLVR_POD_NAME": "operator-0", "RLVR_WATCH_NAMESPACES": "a, b,", "RLVR_IMAGE_PULL_SECRETS": "one,two",
         "RLVR_OPERATOR_SELECTOR": '{"app": "x"}', "RLVR_WORKERS": "3", "RLVR_RESYNC_SECONDS": "0.5", "RLVR_LOG_LEVEL": "debug",
-        "RLVR_METRICS_FROM": '[{"podSelector": {}}]',
+        "RLVR_METRICS_FROM": '[{"podSelector": {}}]', "RLVR_SANDBOX_SECCOMP_PROFILE": "own/slots.json",
     }  # fmt: skip
     settings = read_settings({**IMAGES, **more})
     assert (settings.namespace, settings.pod_name, settings.watch_namespaces) == ("ml", "operator-0", ("a", "b"))
     assert (settings.site.pull_secrets, settings.site.operator_labels) == (("one", "two"), {"app": "x"})
-    assert settings.site.metrics_from == ({"podSelector": {}},)
+    assert (settings.site.metrics_from, settings.site.sandbox_profile) == (({"podSelector": {}},), "own/slots.json")
     assert (settings.workers, settings.resync_seconds, settings.log_level) == (3, 0.5, "DEBUG")
 
 

@@ -19,9 +19,8 @@ from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.integrity.certificates import find_uncertified
 from rlvr_verifier.pool import WorkerPool
-from rlvr_verifier.sandbox.pool import Sandbox, SandboxError
-from rlvr_verifier.sandbox.source import ChildSlots, HostedSlots
-from rlvr_verifier.sandboxed import SandboxedScorers
+from rlvr_verifier.sandbox.pool import SandboxError
+from rlvr_verifier.sandboxed import SandboxedScorers, start_sandbox
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
 
@@ -35,7 +34,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         job = RLVRJob.model_validate_json(Path(os.environ[Variable.JOB_FILE]).read_bytes())
-        sandbox = _start_sandbox(job, os.environ.get(Variable.SANDBOX_SOCKET)) if job.spec.runs_code else None
+        sandbox = start_sandbox(job.spec, job.spec.verifiers.workers, os.environ.get(Variable.SANDBOX_SOCKET))
         environments = open_environments(job, os.environ, sandbox)
         uncertified = find_uncertified(job, environments, DatasetReader(job.spec.storage, os.environ))
         seal = Seal.from_file(os.environ.get(Variable.SEAL_KEY_FILE))
@@ -53,10 +52,6 @@ def main() -> int:
     config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=FINISH_SECONDS)
     DrainingServer(config, drain).run()
     return ExitCode.DONE
-
-
-def _start_sandbox(job: RLVRJob, path: str | None) -> Sandbox:
-    return Sandbox(job.spec.verifiers.workers, ChildSlots(languages=job.spec.languages) if path is None else HostedSlots(Path(path)))
 
 
 def _refuse(message: str) -> int:

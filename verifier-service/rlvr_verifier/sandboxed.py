@@ -1,12 +1,30 @@
-"""Scorers that wait for the sandbox: as many threads as there are slots."""
+"""The sandbox of a job, and scorers that wait for it: as many threads as there are slots."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from rlvr_api.spec import RLVRJobSpec
 from rlvr_verifier.environments.base import Score
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.sandbox.pool import Sandbox
 from rlvr_verifier.sandbox.probe import ATTACKS, Level
+from rlvr_verifier.sandbox.source import ChildSlots, HostedSlots
 from rlvr_verifier.threads import ScorerThreads
+
+
+def start_sandbox(spec: RLVRJobSpec, slots: int, socket: str | None = None) -> Sandbox | None:
+    """The sandbox of a job; None for one that runs no code.
+
+    Args:
+        socket: of a sandbox of its own; None: slots are children of this process.
+
+    Raises:
+        SandboxError: it does not start.
+    """
+    if not spec.runs_code:
+        return None
+    source = ChildSlots(languages=spec.languages, levels=spec.sandbox_levels) if socket is None else HostedSlots(Path(socket))
+    return Sandbox(slots, source)
 
 
 class SandboxedScorers:

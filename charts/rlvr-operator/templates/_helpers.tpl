@@ -92,6 +92,7 @@ readOnlyRootFilesystem: true
 {{- with .Values.podMonitor.metricsFrom }}
 - {name: RLVR_METRICS_FROM, value: {{ toJson . | quote }}}
 {{- end }}
+- {name: RLVR_SANDBOX_SECCOMP_PROFILE, value: {{ .Values.sandbox.seccompProfile | quote }}}
 - {name: RLVR_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
 - {name: RLVR_WORKERS, value: {{ .Values.workers | quote }}}
 - {name: RLVR_RESYNC_SECONDS, value: {{ .Values.resyncSeconds | quote }}}

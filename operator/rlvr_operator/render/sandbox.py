@@ -39,14 +39,21 @@ def sandbox_container(job: RLVRJob, site: Site, sidecar: Sidecar, image: str) ->
         "restartPolicy": "Always",
         "resources": sandbox_resources(job),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-        },
+        "securityContext": _security_context(job.spec.sandbox_levels, site),
         "volumeMounts": [sandbox_mount(read_only=False)],
+    }
+
+
+def _security_context(levels: tuple[str, ...], site: Site) -> Object:
+    """What slots need to be what environments ask for; root only where each is to be a user of its own, and then with no other power."""
+    users = {"runAsUser": 0, "runAsNonRoot": False} if "L1u" in levels else {"runAsUser": USER_ID}
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], **({"add": ["SETGID", "SETUID"]} if "L1u" in levels else {})},
+        **users,
+        "runAsGroup": USER_ID,
+        **({"seccompProfile": {"type": "Localhost", "localhostProfile": site.sandbox_profile}} if "L2" in levels else {}),
     }
 
 

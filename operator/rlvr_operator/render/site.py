@@ -77,6 +77,8 @@ class Site:
     """Labels of the operator's pods, which NetworkPolicies let in."""
     metrics_from: tuple[Object, ...] = ()
     """Peers, as in a NetworkPolicy, that may read the metrics of learners and verifiers."""
+    sandbox_profile: str = "rlvr-sandbox.json"
+    """Seccomp profile on the nodes, for sandboxes whose slots have namespaces of their own."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from commands import run
 from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
 
 HERE = Path(__file__).parent
-MAX_JOBS = 5
+MAX_JOBS = 7
 
 
 def pytest_collection_modifyitems(items):

@@ -12,17 +12,26 @@ from training_cluster import BUCKET, LONG_JOB, READY_SECONDS, is_ready
 from rlvr_api.names import child_name
 from rlvr_api.process import VERIFIER_PORT, Role
 from rlvr_verifier.exploits import CONTROL, SUM, read_code
+from rlvr_verifier.sandbox.probe import Level
 
 pytestmark = pytest.mark.timeout(900)
 SPIN = "def f(xs):\n    for _ in range(4_000_000):\n        pass\n    return {number}"
 """Wrong after a tenth of a second."""
 
 
+NOWHERE = {"pod": {"nodeSelector": {"no": "node"}}}
+"""For engines that are not looked at: they wait for such a node."""
+
+
+def put_functions(store):
+    store.client().put_object(Bucket=BUCKET, Key="data/functions.jsonl", Body=json.dumps(SUM).encode())
+    return {"dataset": f"s3://{BUCKET}/data/functions.jsonl", "heldOut": 1e-4, "timeLimitSeconds": 2.0}
+
+
 @pytest.fixture(scope="module")
 def coder(train, store):
     """A job that trains on sums, and whose verifiers judge functions as well."""
-    store.client().put_object(Bucket=BUCKET, Key="data/functions.jsonl", Body=json.dumps(SUM).encode())
-    functions = {"dataset": f"s3://{BUCKET}/data/functions.jsonl", "heldOut": 1e-4, "timeLimitSeconds": 2.0}
+    functions = put_functions(store)
     job = train(
         **{
             **LONG_JOB,
@@ -65,16 +74,38 @@ def score(job, completions, prefix):
     return post(job, "/v1/score", {"items": items})["verdicts"]
 
 
-def test_exploits_are_not_paid_in_a_restricted_pod_and_right_functions_are(coder):
+def judge_exploits(job, level):
+    """None of the corpus is paid but right functions, in a sandbox of this level."""
     samples = list(read_code("functions"))
-    verdicts = score(coder, [sample.completion for sample in samples], "exploits")
+    verdicts = score(job, [sample.completion for sample in samples], "exploits")
     paid = {sample.name for sample, verdict in zip(samples, verdicts, strict=True) if verdict["status"] == "pass"}
     assert paid == {sample.name for sample in samples if sample.kind == CONTROL}
     assert "infra_error" not in {verdict["status"] for verdict in verdicts}
-    pod = ready_verifier(coder)
-    assert kubectl("get", "namespace", coder.namespace, "-o", "jsonpath={.metadata.labels}").count("restricted") == 1
+    pod = ready_verifier(job)
     metrics = httpx.get(f"http://{pod['status']['podIP']}:{VERIFIER_PORT}/metrics", timeout=10, trust_env=False).text
-    assert "rlvr_verifier_sandbox_level 1.0" in metrics
+    assert f"rlvr_verifier_sandbox_level {level.rank}" in metrics
+
+
+def test_exploits_are_not_paid_in_a_restricted_pod_and_right_functions_are(coder):
+    judge_exploits(coder, Level.L1)
+    assert kubectl("get", "namespace", coder.namespace, "-o", "jsonpath={.metadata.labels}").count("restricted") == 1
+
+
+@pytest.mark.parametrize(("level", "admitted_by"), [(Level.L2, "restricted"), (Level.L1U, "baseline")])
+def test_exploits_are_not_paid_at_a_higher_level_and_what_that_needs_is_said(train, store, level, admitted_by):
+    functions = {**put_functions(store), "minSandboxLevel": level}
+    job = train(
+        environments=[{"name": "functions", "pythonFunctions": functions}],
+        integrity={"allowUncertified": True},
+        rollouts=NOWHERE,
+        verifiers={"replicas": 1, "itemTimeoutSeconds": 20},
+    )
+    if admitted_by != "restricted":
+        job.wait(lambda job: "violates PodSecurity" in json.dumps(job.status), 60, "the job says what its namespace does not admit")
+        kubectl("label", "namespace", job.namespace, f"pod-security.kubernetes.io/enforce={admitted_by}", "--overwrite")
+    job.wait(lambda job: any(map(is_ready, job.live_pods("verifier"))), READY_SECONDS, "a verifier")
+    judge_exploits(job, level)
+    kubectl("-n", job.namespace, "delete", "rlvr", job.name, "--wait=false")
 
 
 def test_verifiers_are_added_while_completions_wait(coder):

@@ -85,14 +85,15 @@ def _check_level(spec: EnvironmentSpec, measured: ProbeReport) -> None:
     code = spec.python_functions or spec.stdio
     assert code is not None
     needed = Level(code.min_sandbox_level)
-    if measured.level.rank >= needed.rank:
+    attacks = measured.open_below(needed)
+    if not attacks:
         return
     advice = (
         "use Linux 6.12 or newer on x86-64, with Landlock among its security modules"
         if measured.level is Level.L0
-        else f"set {to_camel(spec.kind)}.minSandboxLevel to {measured.level}, or run the verifier where what is outside is hidden"
+        else f"set {to_camel(spec.kind)}.minSandboxLevel to {measured.level}, or let the sandbox be {needed} (docs/security.md)"
     )
     raise EnvironmentSetupError(
         f"environment {spec.name} runs what the model wrote and needs sandbox level {needed}; this one is {measured.level}, for in it "
-        f"attacks succeed: {', '.join(measured.open_below(needed))}; {advice}"
+        f"attacks succeed: {', '.join(attacks)}; {'; '.join([*measured.faults, advice])}"
     )

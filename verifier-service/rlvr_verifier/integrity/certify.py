@@ -20,9 +20,7 @@ from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.integrity.certificates import SHIPPED, Certificate
 from rlvr_verifier.integrity.certification import Certification
 from rlvr_verifier.pool import WorkerPool
-from rlvr_verifier.sandbox.pool import Sandbox
-from rlvr_verifier.sandbox.source import ChildSlots
-from rlvr_verifier.sandboxed import SandboxedScorers
+from rlvr_verifier.sandboxed import SandboxedScorers, start_sandbox
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
 
@@ -41,7 +39,7 @@ def certify(spec: EnvironmentSpec, storage: Storage, verifiers: Verifiers, tasks
     """
     job = _job(spec, storage, verifiers)
     with ExitStack() as opened:
-        sandbox = Sandbox(verifiers.workers, ChildSlots(languages=job.spec.languages)) if job.spec.runs_code else None
+        sandbox = start_sandbox(job.spec, verifiers.workers)
         if sandbox is not None:
             opened.callback(sandbox.close)
         environments = open_environments(job, os.environ, sandbox)

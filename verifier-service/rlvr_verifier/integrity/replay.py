@@ -14,8 +14,7 @@ from rlvr_api.spec import RLVRJob
 from rlvr_api.wire import TaskRequest
 from rlvr_verifier.environments import open_environments
 from rlvr_verifier.environments.base import Environment
-from rlvr_verifier.sandbox.pool import Sandbox
-from rlvr_verifier.sandbox.source import ChildSlots
+from rlvr_verifier.sandboxed import start_sandbox
 
 TIMEOUT_SECONDS = 600.0
 
@@ -75,7 +74,7 @@ def _replay(environment: Environment, example: Example) -> Replayed:
 def main() -> None:
     """Read an order on stdin, and answer on stdout."""
     order = _Order.model_validate_json(sys.stdin.buffer.read())
-    sandbox = Sandbox(1, ChildSlots(languages=order.job.spec.languages)) if order.job.spec.runs_code else None
+    sandbox = start_sandbox(order.job.spec, 1)
     try:
         environments = open_environments(order.job, os.environ, sandbox)
         replayed = [_replay(environments[example.request.environment], example) for example in order.examples]

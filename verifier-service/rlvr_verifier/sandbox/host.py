@@ -15,10 +15,11 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from rlvr_verifier.sandbox.isolation import find_isolation
 from rlvr_verifier.sandbox.probe import probe
 from rlvr_verifier.sandbox.protocol import LENGTH
 from rlvr_verifier.sandbox.slot import ENVIRONMENT, Slot, SlotLostError, zygote_command
@@ -35,12 +36,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m rlvr_verifier.sandbox.host", description="Runs code for the verifier service.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on, in a folder of the pod's own")
     parser.add_argument("--language", action="append", default=[], metavar="NAME", help="another one than Python; may be repeated")
+    parser.add_argument("--level", action="append", default=[], help="one that an environment needs; may be repeated")
     options = parser.parse_args()
     path: Path = options.socket
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        slot = Slot.start(languages=options.language)
+        isolation, faults = find_isolation(options.level)
+        slot = Slot.start(languages=options.language, isolation=isolation)
         try:
             report = probe(slot, path.parent)
         finally:
@@ -50,13 +53,13 @@ def main() -> int:
         print(f"error: the sandbox does not start: {error}", file=sys.stderr, flush=True)
         return 1
     logger.info("sandbox level %s, Landlock ABI %d, listening on %s", report.level, slot.landlock_abi, path)
-    weak = {name: sorted(more) for name, more in report.weak.items()}
-    serve(listener, json.dumps({"open": sorted(report.open), "weak": weak}).encode(), options.language)
+    hello = {"open": sorted(report.open), "weak": {name: sorted(more) for name, more in report.weak.items()}, "faults": faults}
+    serve(listener, json.dumps(hello).encode(), lambda: isolation.wrap(zygote_command(languages=options.language)))
     return 0
 
 
-def serve(listener: socket.socket, hello: bytes, languages: Sequence[str] = ()) -> None:
-    """Start a zygote for each connection, and wait for those that have ended."""
+def serve(listener: socket.socket, hello: bytes, command: Callable[[], list[str]] = zygote_command) -> None:
+    """Start a zygote for each connection, by its command, and wait for those that have ended."""
     while True:
         ready, _, _ = select.select([listener], [], [], REAP_SECONDS)
         if ready:
@@ -64,19 +67,18 @@ def serve(listener: socket.socket, hello: bytes, languages: Sequence[str] = ()) 
             with connection:
                 try:
                     connection.sendall(LENGTH.pack(len(hello)) + hello)
-                    _start_zygote(connection, languages)
+                    _start_zygote(connection, command())
                 except OSError as error:
                     logger.warning("a connection got no zygote: %s", error)
         _reap()
 
 
-def _start_zygote(connection: socket.socket, languages: Sequence[str]) -> None:
-    command = zygote_command(languages=languages)
+def _start_zygote(connection: socket.socket, command: list[str]) -> None:
     files = [
         (os.POSIX_SPAWN_DUP2, connection.fileno(), 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
     ]
-    os.posix_spawn(command[0], command, ENVIRONMENT, file_actions=files, setsid=True)
+    os.posix_spawnp(command[0], command, ENVIRONMENT, file_actions=files, setsid=True)
 
 
 def _reap() -> None:

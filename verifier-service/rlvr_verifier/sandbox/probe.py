@@ -41,14 +41,15 @@ class Level(StrEnum):
     """Limits of time, memory and size at most: not for untrusted code."""
     L1 = "L1"
     """A Landlock domain a slot, a scope and a seccomp allow-list an item. Remaining: `stat` of paths, timing, defects of the kernel."""
+    L1U = "L1u"
+    """As L1, and a slot is another user than whoever owns what is outside."""
     L2 = "L2"
-    """As L1, and which files and processes there are outside cannot be seen either, as in a mount namespace. Slots do not make one; where
-    something around them does, it is measured."""
+    """As L1u, and which files and processes there are outside cannot be seen either: namespaces of its own."""
 
     @property
-    def rank(self) -> int:
-        """For comparing."""
-        return int(self[1:])
+    def rank(self) -> float:
+        """For comparing, and as a metric: 0, 1, 1.5, 2."""
+        return float(self[1]) + (0.5 if self is Level.L1U else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,9 @@ def attack(t):
         except OSError: pass
     return len(open_) > 1 or set(os.environ) - {"PYTHONHASHSEED", "LC_ALL", "TZ"} != set()
 """,
+    "share_user": """
+def attack(t): return works(lambda: 0 if os.stat(t["folder"]).st_uid == os.getuid() else -1)
+""",
     "look": """
 def attack(t):
     return any([works(lambda path=path: os.stat(path) and None) for path in (t["secret"], f"/proc/{t['bystander']}")])
@@ -155,7 +159,8 @@ def attack(t):
 """Name, and the source of the attack."""
 NEEDED: Mapping[Level, frozenset[str]] = {
     Level.L0: frozenset(),
-    Level.L1: frozenset(ATTACKS) - {"look"},
+    Level.L1: frozenset(ATTACKS) - {"look", "share_user"},
+    Level.L1U: frozenset(ATTACKS) - {"look"},
     Level.L2: frozenset(ATTACKS),
 }
 """What must have failed for a level."""
@@ -192,6 +197,8 @@ class ProbeReport:
     """Attacks that succeeded, or whose outcome is not known."""
     weak: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Languages in whose jail more attacks succeed, and which."""
+    faults: tuple[str, ...] = ()
+    """Why slots could not be put behind what was asked for."""
 
     @property
     def level(self) -> Level:

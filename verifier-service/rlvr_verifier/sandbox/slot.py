@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rlvr_verifier.processor_time import WALL_FACTOR
+from rlvr_verifier.sandbox.isolation import NONE, Isolation
 from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS, MAX_REPORT_BYTES
 
 START_SECONDS = 20.0
@@ -149,17 +150,18 @@ class Slot:
             raise SlotLostError(f"a zygote does not start: {error}") from error
 
     @classmethod
-    def start(cls, protected: bool = True, languages: Sequence[str] = ()) -> "Slot":
+    def start(cls, protected: bool = True, languages: Sequence[str] = (), isolation: Isolation = NONE) -> "Slot":
         """A zygote that is a child of this process.
 
         Args:
             protected: False only to measure what an unprotected item can do.
             languages: that it shall offer beside Python.
+            isolation: what it is put behind.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                zygote_command(protected, languages),
+                isolation.wrap(zygote_command(protected, languages)),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=ENVIRONMENT,

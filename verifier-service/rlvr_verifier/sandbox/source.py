@@ -2,10 +2,12 @@
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from rlvr_verifier.sandbox.isolation import find_isolation
 from rlvr_verifier.sandbox.probe import ProbeReport, probe
 from rlvr_verifier.sandbox.slot import START_SECONDS, Slot, SlotLostError, receive
 
@@ -33,18 +35,23 @@ class SlotSource(Protocol):
 
 
 class ChildSlots:
-    """Zygotes that are children of this process, for local runs: the same user, and the same memory."""
+    """Zygotes that are children of this process, for local runs: the same user, and the same memory.
 
-    def __init__(self, protected: bool = True, languages: Sequence[str] = ()) -> None:
+    Args:
+        levels: that environments need.
+    """
+
+    def __init__(self, protected: bool = True, languages: Sequence[str] = (), levels: Collection[str] = ()) -> None:
         self._protected, self._languages = protected, languages
+        self._isolation, self._faults = find_isolation(levels)
 
     def start(self) -> Slot:
         """A new child."""
-        return Slot.start(self._protected, self._languages)
+        return Slot.start(self._protected, self._languages, self._isolation)
 
     def measure(self, slot: Slot) -> ProbeReport:
         """Attacks from inside the slot."""
-        return probe(slot)
+        return replace(probe(slot), faults=self._faults)
 
 
 class HostedSlots:
@@ -86,7 +93,8 @@ class HostedSlots:
 
 def _read_report(control: socket.socket, deadline: float) -> ProbeReport:
     hello = receive(control, deadline)
-    names, weak = hello.get("open"), hello.get("weak", {})
-    if not isinstance(names, list) or not isinstance(weak, dict):
+    names, weak, faults = hello.get("open"), hello.get("weak", {}), hello.get("faults", [])
+    if not isinstance(names, list) or not isinstance(weak, dict) or not isinstance(faults, list):
         raise SlotLostError("the sandbox does not say what it keeps out")
-    return ProbeReport(frozenset(map(str, names)), {str(name): frozenset(map(str, more)) for name, more in weak.items()})
+    more = {str(name): frozenset(map(str, attacks)) for name, attacks in weak.items()}
+    return ProbeReport(frozenset(map(str, names)), more, tuple(map(str, faults)))

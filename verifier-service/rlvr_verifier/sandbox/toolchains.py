@@ -70,6 +70,7 @@ def find(language: str) -> Toolchain:
 
 
 def _native(name: str, kind: str, standard: str) -> Toolchain:
+    _require_proc()
     driver = _which(name, "install gcc, g++ and libc6-dev")
     flags = ["-x", kind, "-O2", f"-std={standard}", "-static", "-fno-use-linker-plugin", "-w", "-", "-lm", "-o", "/product"]
     said = _ask([driver, "-###", *flags], errors=True)
@@ -91,6 +92,7 @@ def _native(name: str, kind: str, standard: str) -> Toolchain:
 
 
 def _go() -> Toolchain:
+    _require_proc()
     advice = "install golang-1.19-go, as of Debian 12"
     driver = _which("go", advice)
     root = os.path.realpath(_ask([driver, "env", "GOROOT"]))
@@ -111,6 +113,11 @@ def _javascript() -> Toolchain:
     readable = (*LIBRARIES, node, "/usr/share/nodejs", "/etc/ssl/openssl.cnf", "/usr/share/zoneinfo", "/dev/urandom")
     env = {**_ENV, "UV_THREADPOOL_SIZE": "1", "NODE_OPTIONS": ""}
     return Toolchain(version, (), Command(argv, env, readable, (node, *_loaders()), threads=24, own_bytes=1536 * MIB))
+
+
+def _require_proc() -> None:
+    if not os.path.exists(SOURCE):
+        raise ToolchainMissingError("its compiler needs /proc, which slots in namespaces of their own have not got in a pod (level L2)")
 
 
 def _which(name: str, advice: str) -> str:

@@ -51,8 +51,10 @@ def main() -> None:
     socket_ = socket.socket(fileno=CONTROL)
     for module in MODULES:
         __import__(module)
-    # Before the next line: the files of a process that is not dumpable belong to root.
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    os.environ.pop("PWD", None)  # bubblewrap sets it
+    if (score := Path("/proc/self/oom_score_adj")).exists():
+        # Before the next line: the files of a process that is not dumpable belong to root.
+        score.write_text("1000")
     for option, value in (
         (_PR_SET_DUMPABLE, 0),
         (_PR_SET_CHILD_SUBREAPER, 1),
