@@ -69,7 +69,7 @@ class PythonFunctions(ApiModel):
 
     dataset: Uri
     """JSONL of `{"prompt", "entryPoint", "visible", "hidden", "reference", "expected", "generator"}`, or of `tests`, a list of sources with
-    asserts, in the place of the inputs and `expected`. `visible` and `hidden` are lists of argument lists, the visible ones also shown in
+    tests, in the place of the inputs and `expected`. `visible` and `hidden` are lists of argument lists, the visible ones also shown in
     the prompt. `reference` is Python source of a right solution; `expected` its values, of the visible and then the hidden inputs. One of
     the two is enough; both must agree. `generator` is source of `generate(seed)`, which returns further arguments."""
     instruction: Annotated[str, Field(max_length=2000)] = "Answer with one Python code block."

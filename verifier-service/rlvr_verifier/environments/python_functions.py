@@ -24,6 +24,7 @@ from rlvr_verifier.environments.code import CodeEnvironment, extract_code
 from rlvr_verifier.environments.datasets import DatasetReader, parse_models
 from rlvr_verifier.environments.generated_inputs import BATCH_INPUTS, GeneratedInputs, Generator, GeneratorError, batch_number
 from rlvr_verifier.environments.prompts import PromptDataset, split_rows
+from rlvr_verifier.environments.two_boxes import NOTHING, TRIAL_BYTES, TRIAL_SECONDS, Trial, try_code
 from rlvr_verifier.integrity.code_probes import function_probes
 from rlvr_verifier.integrity.probe import Probe
 from rlvr_verifier.processor_time import describe_limit
@@ -84,6 +85,10 @@ class FunctionProblem:
     """Makes further inputs for each completion."""
     key: bytes = b""
     """Of the row as nobody who answers it knows it: says which generated inputs a completion meets."""
+    tests: tuple[str, ...] = ()
+    """That are more than calls with literals; `inputs` and `expected` are then what they call the reference with, and its values."""
+    is_table: bool = True
+    """Whether a table of `inputs` and `expected` is right."""
 
 
 class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
@@ -108,8 +113,9 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         """Solutions that are tables of the inputs, and code that cheats."""
         problem = self.row(payload)
         return function_probes(
-            problem.entry_point, problem.inputs, problem.expected, problem.visible, problem.reference, problem.generator is None
-        )
+            problem.entry_point, problem.inputs, problem.expected, problem.visible, problem.reference,
+            problem.generator is None and problem.is_table,
+        )  # fmt: skip
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
         """Run the code block on all inputs in an order that nobody knows beforehand, and compare."""
@@ -117,6 +123,8 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         if isinstance(code, Score):
             return code
         problem = self._extended(self.row(payload), code)
+        if problem.tests:
+            return self._try(code, problem.entry_point, problem.tests).verdict
         order = list(range(len(problem.inputs)))
         random.SystemRandom().shuffle(order)
         try:
@@ -146,16 +154,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
     def _call(self, source: str, entry_point: str, inputs: Sequence[str]) -> list[Value] | Score:
         spec = self._spec
         item = Item(source, entry_point, inputs, seconds=spec.time_limit_seconds, memory_bytes=spec.memory_megabytes << 20)
-        run = self._sandbox.run(item)
-        fault = fault_of(run, spec.time_limit_seconds)
-        if fault is not None:
-            return fault
-        try:
-            return [decode(text) for text in read_transcript(run.output, len(inputs))]
-        except SolutionError as error:
-            return failed(f"the code raised {error}")
-        except (TranscriptError, NotCanonicalError) as error:
-            return failed(f"the code wrote no proper result: {error}")
+        return values_of(self._sandbox.run(item), item)
 
     def _load(self, data: bytes) -> PromptDataset[FunctionProblem]:
         faults: list[str] = []
@@ -175,8 +174,10 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
                 return f"its tests have {len(asserts)} asserts, more than {MAX_INPUTS}"
             inputs = tuple(encode(one.arguments) for one in asserts)
             expected = tuple(decode(encode(one.expected)) for one in asserts)
-        except (NotRewritableError, NotCanonicalError) as error:
-            return f"a test cannot be read as a call: {error}"
+        except NotRewritableError as error:
+            return self._prepare_boxes(row, str(error))
+        except NotCanonicalError as error:
+            return f"a value cannot be sent: {error}"
         problem = FunctionProblem(row.prompt, row.entry_point, inputs, expected, 0, row.reference, asserts)
         if row.reference is None:
             return problem
@@ -185,6 +186,42 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
             return f"its reference fails: {found.reason}"
         agree = [self._agrees(problem, index, value) for index, value in enumerate(found)]
         return problem if all(agree) else f"its reference fails assert {agree.index(False)} of its tests"
+
+    def _prepare_boxes(self, row: FunctionRow, reason: str) -> FunctionProblem | str:
+        """The problem of tests that are not read as calls, once its reference has passed them, and a function that does nothing has not."""
+        if row.reference is None:
+            return f"a test cannot be read as a call: {reason}; or give a reference, which tests that are run must pass"
+        tests = tuple(row.tests)
+        trial = self._try(row.reference, row.entry_point, tests)
+        if trial.verdict.status is not VerdictStatus.PASS:
+            return f"its reference fails: {trial.verdict.reason}"
+        if self._try(NOTHING.replace("{entry}", row.entry_point), row.entry_point, tests).verdict.status is VerdictStatus.PASS:
+            return "its tests pass for a function that does nothing"
+        calls = trial.calls if trial.is_complete else ()
+        inputs, expected = tuple(one for one, _ in calls), tuple(value for _, value in calls)
+        return FunctionProblem(row.prompt, row.entry_point, inputs, expected, 0, row.reference, tests=tests, is_table=trial.is_complete)
+
+    def _try(self, code: str, entry_point: str, tests: Sequence[str]) -> Trial:
+        """Code by its tests, each of the two in slots of its own; the limit of time is of all runs of the code together."""
+        spec, left = self._spec, self._spec.time_limit_seconds
+
+        def run_tests(source: str, entry: str, inputs: Sequence[str]) -> list[Value] | Score:
+            item = Item(source, entry, inputs, seconds=TRIAL_SECONDS, memory_bytes=TRIAL_BYTES)
+            return values_of(self._sandbox.run(item), item)
+
+        def run_code(source: str, entry: str, inputs: Sequence[str]) -> list[Value] | Score:
+            nonlocal left
+            if left <= 0:
+                return timed_out(spec.time_limit_seconds)
+            item = Item(source, entry, inputs, seconds=left, memory_bytes=spec.memory_megabytes << 20)
+            run = self._sandbox.run(item)
+            left -= run.cpu_seconds
+            return values_of(run, item)
+
+        try:
+            return try_code(run_code, run_tests, code, entry_point, tests)
+        except ItemLostError as error:
+            return Trial(failed(str(error)))
 
     def _prepare(self, row: FunctionRow) -> FunctionProblem | str:
         """The problem of a row, or what is wrong with it."""
@@ -221,6 +258,19 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         if new < BATCH_INPUTS // 2:
             return f"its generator gives {new} inputs for {BATCH_INPUTS} seeds beside the row's own, and must give {BATCH_INPUTS // 2}"
         return replace(problem, generator=generator, key=hashlib.sha256(row.model_dump_json().encode()).digest())
+
+
+def values_of(run: Run, item: Item) -> list[Value] | Score:
+    """What a run of an item gave for each of its inputs, or the verdict where it gave something else."""
+    fault = fault_of(run, item.seconds)
+    if fault is not None:
+        return fault
+    try:
+        return [decode(text) for text in read_transcript(run.output, len(item.inputs))]
+    except SolutionError as error:
+        return failed(f"the code raised {error}")
+    except (TranscriptError, NotCanonicalError) as error:
+        return failed(f"the code wrote no proper result: {error}")
 
 
 def timed_out(seconds: float) -> Score:
