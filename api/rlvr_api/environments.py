@@ -191,6 +191,9 @@ class Judge(ApiModel):
     """Requests at once, of each replica of the verifier."""
     max_tokens: Annotated[int, Field(ge=16, le=100_000)] = 1024
     """Longest reply, in the judge's tokens: models that think first need many."""
+    structured_reply: bool = False
+    """Have the endpoint hold the judge to the form of a verdict (`response_format` with a JSON schema), as vLLM and many others can: small
+    models often reply with something else, which is no verdict."""
     max_answer_characters: Annotated[int, Field(ge=1, le=65_536)] = 20_000
     """Longest answer that is shown to the judge; a longer one is `invalid`."""
 

@@ -10,7 +10,9 @@ from rlvr_trainer.storage.layout import StageKeys
 from rlvr_trainer.storage.records import read_records
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS, PROMPTS = 2, 4
+STEPS, PROMPTS, GROUP_SIZE = 2, 4, 4
+PROMPTS_PER_ROUND = 32
+"""Of rejection sampling: at the rates of a model that begins near 0, some pass."""
 EVALUATION = {"tasksPerEnvironment": 2, "samplesPerTask": 8}
 NAMES = ("01-arithmetic", "04-from-base", "05-audited", "06-functions", "08-from-zero", "09-cold-start", "10-best-of-n")
 ELSEWHERE = {"02-tiny", "03-cluster", "07-turns"}
@@ -30,11 +32,11 @@ def shorten(stage):
     """A stage that does each thing that it is for, a few times."""
     match stage:
         case {"rlvr": settings}:
-            settings.update(steps=STEPS, promptsPerStep=PROMPTS)
+            settings.update(steps=STEPS, promptsPerStep=PROMPTS, groupSize=GROUP_SIZE)
         case {"sft": settings}:
             settings["epochs"] = 1
         case {"rejectionSampling": settings}:
-            settings["rounds"] = 1
+            settings.update(rounds=1, promptsPerRound=PROMPTS_PER_ROUND)
         case {"evaluate": settings}:
             settings.update(EVALUATION)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from commands import wait_for
 from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
 from judge_server import careful, fenced, judging, sums_to_judge, trusting
 from teacher_server import TeacherServer, drip, empty_choices, flood, garbage, hang_up, html, status
 from verifier_jobs import open_rows, verifier_job, write_rows
@@ -61,6 +62,17 @@ def score(client, *completions, prefix="a", seed=0):
     answer = client.post("/v1/score", json={"items": items})
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def test_a_structured_reply_is_asked_for_with_the_code_of_the_answer(tmp_path):
+    with judging(careful) as server:
+        with serve(tmp_path, server, structuredReply=True) as client:
+            assert [one["status"] for one in score(client, "It is 50.", "It is 51.")["verdicts"]] == ["pass", "fail"]
+        for _, _, _, body in server.requests:
+            code, _ = fenced(body["messages"][1]["content"])
+            asked = body["response_format"]["json_schema"]["schema"]
+            assert asked["properties"] == {"id": {"const": code}, "verdict": {"enum": ["pass", "fail"]}}
+            Draft202012Validator(asked).validate({"id": code, "verdict": "pass"})
 
 
 def test_the_judge_is_shown_task_rubric_reference_and_a_fenced_answer(tmp_path):

@@ -131,7 +131,8 @@ class JudgeEnvironment(PromptEnvironment[JudgeRow]):
         fault = ""
         for _ in range(USELESS_TRIES):
             code = new_code(answer)
-            verdict = read_verdict(self._client.ask(write_messages(row, answer, code), deadline), code)
+            schema = verdict_schema(code) if self._spec.structured_reply else None
+            verdict = read_verdict(self._client.ask(write_messages(row, answer, code), deadline, schema), code)
             if verdict == "pass":
                 return passed("the judge finds that it passes")
             if verdict == "fail":
@@ -175,6 +176,12 @@ def write_messages(row: JudgeRow, answer: str, code: str) -> tuple[Message, ...]
     reference = "" if row.reference is None else f"\nREFERENCE\n{row.reference}\n"
     user = USER.format(prompt=row.prompt, rubric=row.rubric, reference=reference, answer=answer, code=code)
     return Message(role="system", content=SYSTEM.format(code=code)), Message(role="user", content=user)
+
+
+def verdict_schema(code: str) -> dict[str, JsonValue]:
+    """JSON schema of what a judge replies."""
+    properties: dict[str, JsonValue] = {"id": {"const": code}, "verdict": {"enum": ["pass", "fail"]}}
+    return {"type": "object", "properties": properties, "required": ["id", "verdict"], "additionalProperties": False}
 
 
 def read_verdict(reply: str, code: str) -> str:

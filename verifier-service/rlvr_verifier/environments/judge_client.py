@@ -10,7 +10,7 @@ never a zero. The key is in no message.
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import httpx
@@ -25,6 +25,7 @@ MAX_REPLY_BYTES = 1 << 20
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 10.0
 ADVICE = {
+    400: "has the judge room for the task, and does the endpoint know judge.structuredReply?",
     401: f"set {JUDGE_API_KEY} to a key that is valid there",
     403: f"set {JUDGE_API_KEY} to a key that may use the model",
     404: "check judge.endpoint and judge.model",
@@ -71,11 +72,12 @@ class JudgeClient:
         self._not_before = 0.0
         """On the monotonic clock: what the endpoint asked for last."""
 
-    def ask(self, messages: Sequence[Message], deadline: float) -> str:
+    def ask(self, messages: Sequence[Message], deadline: float, schema: Mapping[str, JsonValue] | None = None) -> str:
         """One reply.
 
         Args:
             deadline: on the monotonic clock.
+            schema: that the endpoint is to hold the reply to; None: it is not asked to.
 
         Raises:
             UnjudgedError: there is none in time, or the endpoint refuses.
@@ -84,7 +86,7 @@ class JudgeClient:
         while True:
             self._take_turn(deadline)
             try:
-                return self._post(messages, deadline)
+                return self._post(messages, deadline, schema)
             except _PassingError as failure:
                 if failure.pause_seconds is not None:
                     with self._lock:
@@ -106,13 +108,16 @@ class JudgeClient:
                 raise UnjudgedError(f"the judge asks to wait for {pause:.0f} s more, beyond judge.timeoutSeconds")
             time.sleep(pause)
 
-    def _post(self, messages: Sequence[Message], deadline: float) -> str:
+    def _post(self, messages: Sequence[Message], deadline: float, schema: Mapping[str, JsonValue] | None) -> str:
         request: dict[str, JsonValue] = {
             "model": self._spec.model,
             "messages": [{"role": message.role, "content": message.content} for message in messages],
             "temperature": 0.0,
             "max_tokens": self._spec.max_tokens,
         }
+        if schema is not None:
+            named: dict[str, JsonValue] = {"name": "verdict", "strict": True, "schema": dict(schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": named}
         body = b""
         try:
             # httpx bounds each read, and a server that sends a byte a minute would pass: the whole reply is bounded here.

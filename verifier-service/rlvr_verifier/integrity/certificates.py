@@ -25,7 +25,7 @@ from rlvr_verifier.environments.datasets import DatasetMissingError, DatasetRead
 SUFFIX = ".certificate.json"
 UNGRADED = frozenset({
     "dataset", "heldOut", "instruction", "operations", "timeLimitSeconds", "memoryMegabytes", "minSandboxLevel", "maxTurns",
-    "heldOutSeeds", "certificate",
+    "heldOutSeeds", "maxTasks", "certificate",
 })  # fmt: skip
 """Options that change which tasks there are, or how long a completion may take, and no verdict by its content."""
 SHIPPED = "built_in_certificates.json"
