@@ -23,8 +23,8 @@ from simulated_operator import SimulatedOperator, use_simulated_time
 
 from rlvr_api import names
 from rlvr_api.conditions import ConditionType, Phase, Reason
+from rlvr_api.lifecycle import Deadlines
 from rlvr_api.process import ExitCode, Role
-from rlvr_api.spec import Deadlines
 from rlvr_api.status import Progress, RLVRJobStatus
 from rlvr_operator.observe import read_children
 from rlvr_operator.render import Owner

@@ -17,10 +17,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from rlvr_api.inputs import input_files, map_inputs
+from rlvr_api.lifecycle import Scheduling, Ttl
 from rlvr_api.loading import Problem
 from rlvr_api.pods import Pod
 from rlvr_api.process import JUDGE_API_KEY, TEACHER_API_KEY
-from rlvr_api.spec import RLVRJob, Scheduling, Ttl
+from rlvr_api.spec import RLVRJob
 
 FILE_SCHEME = "file://"
 MINIMUM_FREE_BYTES = 1_000_000_000

@@ -59,19 +59,20 @@ NONE = Isolation()
 
 def find_isolation(levels: Collection[str]) -> tuple[Isolation, tuple[str, ...]]:
     """As much as works here of what some levels need, and why the rest does not."""
-    found, faults = NONE, []
+    found = NONE
+    faults: list[str] = []
     if "L1u" in levels:
-        wanted = replace(found, users=True)
-        fault = _try(wanted)
-        found, faults = (found, [f"no slot can be a user of its own: {fault}"]) if fault else (wanted, [])
+        if fault := _try(replace(found, users=True)):
+            faults.append(f"no slot can be a user of its own: {fault}")
+        else:
+            found = replace(found, users=True)
     if "L2" in levels:
-        inside = replace(found, namespaces=True)
-        if not _try(replace(inside, proc=True)):
-            found = replace(inside, proc=True)
-        elif fault := _try(inside):
+        if not _try(replace(found, namespaces=True, proc=True)):
+            found = replace(found, namespaces=True, proc=True)
+        elif fault := _try(replace(found, namespaces=True)):
             faults.append(f"no slot can be in namespaces of its own: {fault}")
         else:
-            found = inside
+            found = replace(found, namespaces=True)
     return found, tuple(faults)
 
 
