@@ -343,7 +343,7 @@ def open_operator(namespaces):
     try:
         yield Operator()
     finally:
-        print(kubectl("-n", SYSTEM, "logs", "-l", OPERATOR_PODS, "--tail=200", check=False))
+        print(kubectl("-n", SYSTEM, "logs", "-l", OPERATOR_PODS, "--tail=200", check=False), file=sys.stderr)
         run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", timeout=120)
 
 
