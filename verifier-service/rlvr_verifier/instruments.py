@@ -54,7 +54,9 @@ class Instruments:
             registry=self.registry,
             buckets=WAIT_BUCKETS,
         )
-        self.sandbox_level = Gauge("rlvr_verifier_sandbox_level", "Level of the sandbox as measured at the start", registry=self.registry)
+        self.sandbox_level = Gauge(
+            "rlvr_verifier_sandbox_level", "Level of the sandbox as measured at the start; 1.5 is L1u", registry=self.registry
+        )
         self.sandbox_blocked = Gauge(
             "rlvr_verifier_sandbox_blocked", "1 when the attack failed inside a slot", ["attack"], registry=self.registry
         )

@@ -131,9 +131,6 @@ def _assemble(command: bool, threads: bool) -> list[_Instruction]:
         (_JUMP_GREATER_EQUAL, 0, 1, X32_BIT),
         (_RETURN, 0, 0, _KILL_PROCESS),
     ]
-    allowed = {**ALLOWED, **(COMMAND_ALLOWED if command else {}), **(THREADS_ALLOWED if threads else {})}
-    for number in allowed.values():
-        program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     program += _if_number(FCNTL, _argument_in(1, FCNTL_COMMANDS))
     program += _if_number(IOCTL, _argument_in(1, IOCTL_REQUESTS))
     program += _if_number(PRLIMIT64, _all_zero([(0, 0), (0, 4), (2, 0), (2, 4)]))
@@ -143,7 +140,24 @@ def _assemble(command: bool, threads: bool) -> list[_Instruction]:
         program += _if_number(CLONE3, [(_RETURN, 0, 0, _ERRNO_ENOSYS)])
         flags = (_LOAD, 0, 0, _ARGUMENTS_AT)
         program += _if_number(CLONE, [flags, (_JUMP_SET, 0, 1, CLONE_THREAD), (_RETURN, 0, 0, _NOTIFY), (_RETURN, 0, 0, _ERRNO_EPERM)])
-    return [*program, (_RETURN, 0, 0, _ERRNO_EPERM)]
+    allowed = {**ALLOWED, **(COMMAND_ALLOWED if command else {}), **(THREADS_ALLOWED if threads else {})}
+    return [*program, *_search(_intervals(allowed.values()))]
+
+
+def _intervals(numbers: Iterable[int]) -> list[tuple[int, bool]]:
+    """First number of each interval of system calls that are all allowed, or all not; the first is 0."""
+    allowed = set(numbers)
+    changes = [number for number in range(max(allowed) + 2) if (number in allowed) is not (number - 1 in allowed)]
+    return [*([(0, False)] if 0 not in allowed else []), *((number, number in allowed) for number in changes)]
+
+
+def _search(intervals: list[tuple[int, bool]]) -> list[_Instruction]:
+    """A binary search: the kernel runs a filter once for every number there is, each time one is installed, and that is once an item."""
+    if len(intervals) == 1:
+        return [(_RETURN, 0, 0, _ALLOW if intervals[0][1] else _ERRNO_EPERM)]
+    middle = len(intervals) // 2
+    below, above = _search(intervals[:middle]), _search(intervals[middle:])
+    return [(_JUMP_GREATER_EQUAL, len(below), 0, intervals[middle][0]), *below, *above]
 
 
 def _if_number(number: int, body: list[_Instruction]) -> list[_Instruction]:

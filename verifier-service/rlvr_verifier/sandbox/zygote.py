@@ -40,6 +40,7 @@ MODULES = (
     "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "operator", "queue", "random", "re", "statistics", "string",
     "struct", "textwrap", "time", "traceback", "types", "typing", "unicodedata",
 )  # fmt: skip
+WRITE_BYTES = 1 << 15
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 _Request = dict[str, object]
@@ -217,13 +218,16 @@ def _run_item(request: _Request, result: int) -> int:
     except BaseException as error:  # noqa: BLE001 - a solution may raise anything
         write(result, f"{ERROR} 0 {type(error).__name__[:40]}\n".encode())
         return 1
+    lines = bytearray()  # each write would wake the service
     for index, text in enumerate(inputs):
         try:
-            line = f"{VALUE} {index} {encode(entry(*_arguments(text)))}\n"
+            lines += f"{VALUE} {index} {encode(entry(*_arguments(text)))}\n".encode()
         except BaseException as error:  # noqa: BLE001
-            line = f"{ERROR} {index} {type(error).__name__[:40]}\n"
-        write_all(write, result, line.encode())
-    write(result, f"{END}\n".encode())
+            lines += f"{ERROR} {index} {type(error).__name__[:40]}\n".encode()
+        if len(lines) >= WRITE_BYTES:
+            write_all(write, result, bytes(lines))
+            lines.clear()
+    write_all(write, result, bytes(lines) + f"{END}\n".encode())
     return 0
 
 
