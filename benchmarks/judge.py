@@ -9,7 +9,6 @@ covered: judges that are any good; they have no weights here.
 
 import argparse
 import json
-import math
 import os
 import signal
 import socket
@@ -54,15 +53,16 @@ def main() -> None:
         for structured in (True, False):
             with closing(open_judge(Path(folder), endpoint, options.answers, structured=structured)) as judge:
                 for kind, answers in zip(KINDS, make_answers(judge, options.answers), strict=True):
-                    found = Counter(map(lambda one: ask(judge, *one), answers))  # noqa: C417 - one at a time, in order
+                    found = Counter(ask(judge, seed, answer) for seed, answer in answers)
                     form = "structured" if structured else "as they come"
-                    low, high = clopper_pearson(found["pass"], len(answers) - found["none"]) if found["none"] < len(answers) else (0.0, 1.0)
-                    table.add_row(form, kind, str(len(answers)), str(found["pass"]), f"{low:.2f} to {high:.2f}", str(found["none"]))
+                    rate = clopper_pearson(found["pass"], len(answers) - found["none"])
+                    interval = f"{rate.lower:.2f} to {rate.upper:.2f}"
+                    table.add_row(form, kind, str(len(answers)), str(found["pass"]), interval, str(found["none"]))
                     name = f"{'structured' if structured else 'free'}_{kind.split()[0]}"
                     numbers |= {f"{name}_paid": found["pass"] / len(answers), f"{name}_no_verdict": found["none"] / len(answers)}
                     print(f"{form}: {kind}: {dict(found)}", file=sys.stderr, flush=True)
     Console(width=120).print(table)
-    print(json.dumps({name: round(value, 3) for name, value in numbers.items() if math.isfinite(value)}))
+    print(json.dumps({name: round(value, 3) for name, value in numbers.items()}))
 
 
 @contextmanager
