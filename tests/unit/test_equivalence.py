@@ -77,6 +77,21 @@ def test_most_is_clear():
     assert all(_decide(_parse(gold), _parse(answer)) is not None for gold, answer in pairs)
 
 
+POWERS = (
+    "x^2", "2x^2", "x^2 y", "xy^2", "x^{-1}", "x_1^2", "3x^{2}y^{3}-z^4", "x^2(x+1)", "x^2/y^2", "-x^2", "x^x", "x^{x^2}", r"x^\frac{1}{2}",
+    r"\frac{4}{3}\pi r^3", "x^2=4", "(x^2,y^2)", r"\{x^2,1\}", "[x^2,3)", "x^2!", "|x^2|", r"\log x^2", r"\sin x^2", r"\sin^2 x",
+    "f^{-1}(x)", "e^x", "x^23", "2^{x^2}", r"\alpha^2", "ab^2", "x^ 2", r"\frac{d^2y}{dx^2}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", POWERS)
+def test_a_power_that_is_spelled_with_braces_is_the_same(text):
+    def tree(found):
+        return [srepr(one) if hasattr(one, "args") else str(one) for one in found if not isinstance(one, str)]
+
+    assert tree(_parse(text)) == tree(parse(f"\\boxed{{{text}}}", parsing_timeout=0))
+
+
 @pytest.mark.parametrize("text", sorted(TEXTS))
 def test_two_stages_give_the_tree_of_full_context(text, monkeypatch):
     def parsed():

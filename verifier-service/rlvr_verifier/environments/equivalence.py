@@ -10,6 +10,7 @@ Definitive ANTLR 4 Reference, 2nd edition, section 13.7).
 Imports sympy, which takes seconds: not for the service's event loop.
 """
 
+import re
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -25,6 +26,8 @@ REMEMBERED = 4_096
 POINTS = 2
 CLEAR_DIFFERENCE = 1e-6
 """Relative; math-verify takes numbers for equal that agree to this, and nothing that does not."""
+POWER = re.compile(r"(?<![A-Za-z\\}])([abckmnpqrstuvwxyz])\^")
+"""Of one letter that is a variable, and no function, operator or constant: in braces it is the same, and the fast prediction finds it."""
 _Parser: Any = latex2sympy2.PSParser
 
 
@@ -59,7 +62,8 @@ def are_equivalent(gold: str, answer: str) -> bool:
 
 @lru_cache(REMEMBERED)
 def _parse(text: str) -> list[Any]:
-    return list(parse(f"\\boxed{{{text}}}", parsing_timeout=0))
+    spelled = POWER.sub(r"{\1}^", text)
+    return list(parse(f"\\boxed{{{spelled}}}", parsing_timeout=0))
 
 
 def _decide(gold: list[Any], answer: list[Any]) -> bool | None:

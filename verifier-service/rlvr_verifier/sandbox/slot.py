@@ -25,6 +25,8 @@ from rlvr_verifier.sandbox.isolation import NONE, Isolation
 from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS, MAX_REPORT_BYTES
 
 START_SECONDS = 20.0
+QUICK_SECONDS = 0.005
+"""That the output of an item may wait in its pipe."""
 CLOSING_SECONDS = 5.0
 """How long a killed item, or a zygote told to end, may take to be gone."""
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
@@ -237,8 +239,10 @@ class Slot:
     def _follow(self, reading: int, deadline: float, cap: int) -> tuple[bytes, Mapping[str, object] | None]:
         """What is written until its end, and the zygote's report; no report when time or space ran out before."""
         poll, output, open_ = select.poll(), bytearray(), True
-        poll.register(reading, select.POLLIN)
         poll.register(self._control, select.POLLIN)
+        # Most items end at once, and all that they write fits into the pipe: then this thread wakes once, for the report.
+        poll.poll(min(QUICK_SECONDS, max(0.0, deadline - time.monotonic())) * 1000)
+        poll.register(reading, select.POLLIN)
         report: Mapping[str, object] | None = None
         while (open_ or report is None) and len(output) <= cap:
             left = deadline - time.monotonic()
