@@ -25,7 +25,7 @@ from typing import Any
 
 # Modules that are imported from here on ask for work in every fork: new random seeds, locks of threads that there are none of. It is a
 # fifth of what a fork costs, and an item needs none of it: its random numbers are the same each time, and so is its verdict.
-os.register_at_fork = lambda **_: None  # type: ignore[assignment]
+os.register_at_fork = lambda **_: None
 
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
