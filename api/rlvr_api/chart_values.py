@@ -138,12 +138,15 @@ class Dashboard(ApiModel):
 
 
 class Sandbox(ApiModel):
-    """Containers that run what a model wrote, where an environment asks for level L2 of the sandbox: each slot is then in namespaces of its
-    own, which Kubernetes' default seccomp profile does not let it make."""
+    """Pods that run what a model wrote."""
 
+    user_namespaces: bool = False
+    """Give each a user namespace (`hostUsers: false`), so that no user in it is one of the node. Needs nodes that offer it: Linux 6.3 and
+    containerd 2.0, or newer."""
     seccomp_profile: ProfilePath = "rlvr-sandbox.json"
-    """The profile that lets it, as a path below the kubelet's folder of profiles. It must be on the nodes; `files/seccomp-sandbox.json` of
-    this chart is one."""
+    """Seccomp profile where an environment asks for level L2 of the sandbox: each slot is then in namespaces of its own, which Kubernetes'
+    default profile does not let it make. A path below the kubelet's folder of profiles; `files/seccomp-sandbox.json` of this chart is one.
+    It must be on the nodes."""
     install_seccomp_profile: bool = False
     """Put the chart's onto every node, by a DaemonSet of this release. It writes to the node, so the release's namespace must admit that
     (Pod Security `privileged`)."""
@@ -212,7 +215,7 @@ class ChartValues(ApiModel):
     grafana_dashboard: Dashboard = Dashboard()
     """A dashboard of operator and jobs."""
     sandbox: Sandbox = Sandbox()
-    """Containers that run what a model wrote."""
+    """Pods that run what a model wrote."""
     kueue: Kueue = Kueue()
     """Queues of Kueue, which jobs name in `scheduling.queue`."""
     tracing: Tracing = Tracing()

@@ -53,6 +53,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         operator_labels=_labels(environ.get("RLVR_OPERATOR_SELECTOR", '{"app.kubernetes.io/name": "rlvr-operator"}')),
         metrics_from=_peers(environ.get("RLVR_METRICS_FROM") or "[]"),
         sandbox_profile=environ.get("RLVR_SANDBOX_SECCOMP_PROFILE") or Site.sandbox_profile,
+        sandbox_user_namespaces=_truth(environ, "RLVR_SANDBOX_USER_NAMESPACES"),
     )
     return Settings(
         site=site,

@@ -35,7 +35,7 @@ VALUES = {
         "podMonitor": {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
         "prometheusRule": {"enabled": True}, "grafanaDashboard": {"enabled": True, "annotations": {"grafana_folder": "ML"}},
         "tracing": {"endpoint": "http://otel.observability:4318"}, "kueue": {"enabled": True},
-        "sandbox": {"installSeccompProfile": True, "seccompProfile": "rlvr/sandbox.json"},
+        "sandbox": {"installSeccompProfile": True, "seccompProfile": "rlvr/sandbox.json", "userNamespaces": True},
     },
 }  # fmt: skip
 MONITORING = ("PrometheusRule", "ServiceMonitor", "PodMonitor")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from rlvr_api.binomial import clopper_pearson
 from rlvr_api.environments import EnvironmentSpec, PythonFunctions, Stdio
 from rlvr_api.integrity import Integrity
 from rlvr_api.spec import RLVRJob, Storage
@@ -180,6 +181,18 @@ def test_the_bytes_that_go_into_the_sandbox_do_not_depend_on_the_answers(tmp_pat
     assert sent[0] == sent[2]
     assert sent[1] == sent[3]
     assert len(sent[0]) == 2, "both orders of the two inputs were seen, so they are shuffled"
+
+
+def test_a_twin_that_nothing_can_pass_is_never_paid(tmp_path: Path, sandbox: Sandbox) -> None:
+    """Each input is asked twice, with two values: whatever passes has not been judged by what it returns."""
+    inputs = [[[1, 2, 3]], [[]], [[5, -5]]]
+    twin = {"prompt": "Write f.", "entryPoint": "f", "hidden": inputs * 2, "expected": [6, 0, 0, 7, 1, 1]}
+    environment = open_functions(tmp_path, sandbox, twin, time_limit_seconds=1.0)
+    payload = environment.sample("train", 0, 0).payload
+    tried = [sample for sample in read_code("functions") if sample.kind not in ("bombs", "resources")]
+    paid = [sample.name for sample in tried if environment.score(payload, sample.completion, False).status is VerdictStatus.PASS]
+    assert not paid
+    assert clopper_pearson(0, len(tried)).upper < 0.05
 
 
 EQUAL_IN_PYTHON = "returns a float"

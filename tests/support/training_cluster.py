@@ -337,6 +337,7 @@ def open_operator(namespaces):
     where = ("--namespace", SYSTEM, "--create-namespace", "--set", f"watchNamespaces={{{','.join(namespaces)}}}")
     where += ("--set-json", f"podMonitor.metricsFrom={json.dumps([{'podSelector': {'matchLabels': MONITORING}}])}")
     where += ("--set", f"sandbox.installSeccompProfile=true,sandbox.seccompDirectory={kubelet_folder() / 'seccomp'}")
+    where += ("--set", "sandbox.userNamespaces=true")
     # The CRD outlives releases; one that an earlier one left is taken over.
     over = ("--take-ownership", "--force-conflicts")
     run("helm", "upgrade", "--install", RELEASE, chart, *where, *over, "--wait", "--timeout", "120s", timeout=180)

@@ -186,6 +186,13 @@ def test_code_runs_in_a_container_that_shares_nothing_with_the_service_but_a_soc
     assert sandbox["resources"] == {"requests": {"cpu": "2", "memory": "4448Mi"}, "limits": {"cpu": "4", "memory": "4448Mi"}}
 
 
+def test_only_pods_that_run_code_have_a_user_namespace_and_only_where_nodes_offer_it():
+    site = replace(SITE, sandbox_user_namespaces=True)
+    pods = [render.verifiers(job, OWNER, site, "i", Scale(1, None))["spec"]["template"]["spec"] for job in (CODE, CPU)]
+    assert [pod.get("hostUsers") for pod in pods] == [False, None]
+    assert "hostUsers" not in render.verifiers(CODE, OWNER, SITE, "i", Scale(1, None))["spec"]["template"]["spec"]
+
+
 def test_the_sandbox_finds_the_tools_of_the_languages_and_has_memory_to_compile():
     languages = ("javascript", "cpp", "cpp", "python")
     programs = [{"name": f"p{n}", "stdio": {"dataset": "s3://d/p.jsonl", "language": name}} for n, name in enumerate(languages)]

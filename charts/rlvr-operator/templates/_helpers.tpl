@@ -92,6 +92,7 @@ readOnlyRootFilesystem: true
 {{- with .Values.podMonitor.metricsFrom }}
 - {name: RLVR_METRICS_FROM, value: {{ toJson . | quote }}}
 {{- end }}
+- {name: RLVR_SANDBOX_USER_NAMESPACES, value: {{ .Values.sandbox.userNamespaces | quote }}}
 - {name: RLVR_SANDBOX_SECCOMP_PROFILE, value: {{ .Values.sandbox.seccompProfile | quote }}}
 - {name: RLVR_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
 - {name: RLVR_WORKERS, value: {{ .Values.workers | quote }}}

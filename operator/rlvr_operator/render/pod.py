@@ -53,6 +53,8 @@ def pod_template(
     if workload.sidecar is not None:
         before.append(sandbox_container(job, site, workload.sidecar, image))
         spec["volumes"].append(VOLUME)
+        if site.sandbox_user_namespaces:
+            spec["hostUsers"] = False
     if before:
         spec["initContainers"] = before
     spec |= _placement(job, owner, role, settings, placement)

@@ -79,6 +79,8 @@ class Site:
     """Peers, as in a NetworkPolicy, that may read the metrics of learners and verifiers."""
     sandbox_profile: str = "rlvr-sandbox.json"
     """Seccomp profile on the nodes, for sandboxes whose slots have namespaces of their own."""
+    sandbox_user_namespaces: bool = False
+    """Whether pods that run what a model wrote have a user namespace of their own: the nodes must offer it."""
 
 
 @dataclass(frozen=True)
