@@ -1,6 +1,6 @@
 """What the service and a zygote say to each other, and how strictly the service reads what an item wrote.
 
-    host -> service:   length, JSON {open, weak}, where the sandbox is a container of its own
+    host -> service:   length, JSON {open, weak, faults}, where the sandbox is a container of its own
     zygote -> service: length, JSON {abi, pid, languages, missing} when it is warm
     service -> zygote: b"i" with a file and the write end of a pipe, limits;  b"k" to kill
     file -> item:      JSON {source, entry, inputs} or {source, stdin} or {language, step, stdin}
