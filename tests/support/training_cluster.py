@@ -30,7 +30,7 @@ TAG = version("rlvr-operator")
 S3_PORT = 8333
 RELEASE, SYSTEM = "rlvr", "rlvr-system"
 BUCKET = "runs"
-OPERATOR_PODS = "app.kubernetes.io/name=rlvr-operator"
+OPERATOR_PODS = "app.kubernetes.io/name=rlvr-operator,app.kubernetes.io/component=operator"
 
 
 def missing():
