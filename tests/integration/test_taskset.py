@@ -6,16 +6,14 @@ The library asks for older clients of language models than vLLM's, so it is in a
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from taskset_package import write_package
+from taskset_package import LIBRARY, write_package
 from verifier_jobs import verifier_job
 from verifier_process import serving, start_service
 
 from rlvr_api.process import ExitCode
 
-LIBRARY = Path(sys.prefix) / "tasksets"
 pytestmark = pytest.mark.skipif(
     not LIBRARY.is_dir(), reason=f"needs the library: pip install --no-deps --target {LIBRARY} --requirement requirements/tasksets.lock"
 )

@@ -2,12 +2,14 @@
 
 import base64
 import logging
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import taskset_package
 from fastapi.testclient import TestClient
 from gymnasium_package import write_package
 from hypothesis import HealthCheck, assume, given, settings
@@ -104,6 +106,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with judging(lambda _, answer: "zq-73859" in answer) as server, pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(write_plugin(tmp_path_factory.mktemp("site")))
         patch.syspath_prepend(write_package(tmp_path_factory.mktemp("stepped"), "codes"))
+        patch.syspath_prepend(taskset_package.write_package(tmp_path_factory.mktemp("tasksets")))
+        patch.setattr(sys, "path", [*sys.path, str(taskset_package.LIBRARY)])
         yield from serve(tmp_path_factory, {"judge": {"endpoint": server.endpoint, "model": "sage"}})
 
 
@@ -116,6 +120,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[
         {"name": "plugin", "plugin": {"name": "reversal"}},
         {"name": "desk", "calculator": {"operations": ["*"]}, "levels": {"start": 15, "maximum": 15}},
         {"name": "code", "gymnasium": {"id": "codes:Code-v0"}},
+        {"name": "words", "taskset": {"id": "backwards", "lowestReward": 0.5}},
         *(
             {
                 "name": name_of(kind),
@@ -148,13 +153,14 @@ def serve(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, dict[
             "plugin": 0,
             "desk": 15,
             "code": 0,
+            "words": 0,
             **dict.fromkeys(golds, 0),
         }.items():
             request = {"environment": name, "split": "train", "seed": 5, "level": level}
             keys[name] = client.post("/v1/sample", json={"items": [request]}).json()["tasks"][0]["taskKey"]
             payload = Seal(b"k" * 32).open(keys[name], name, environments[name].version)
             if name not in golds:
-                golds[name] = str(payload["answer"]) if "answer" in payload else {"code": code_of, "puzzle": puzzle_answer}[name](payload)
+                golds[name] = str(payload["answer"]) if "answer" in payload else TOLD[name](payload)
         yield Bench(client, exporter, leaky, golds, keys)
 
 
@@ -182,6 +188,10 @@ def puzzle_answer(payload: Mapping[str, JsonValue]) -> str:
     return str(reasoning_gym.create_dataset("chain_sum", size=1, seed=payload["seed"], **config)[0]["answer"])
 
 
+TOLD = {"code": code_of, "puzzle": puzzle_answer, "words": lambda payload: str(payload["word"])[::-1]}
+"""Kinds whose answer is no part of what is sealed."""
+
+
 def test_every_kind_of_environment_is_here(bench: Bench) -> None:
     assert len(bench.golds) == len(ENVIRONMENTS) + 1
     assert all(len(gold) >= 5 for gold in bench.golds.values()), "long enough not to be found by chance"
@@ -189,9 +199,9 @@ def test_every_kind_of_environment_is_here(bench: Bench) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", "plugin", "desk", "code", *map(name_of, LISTED)]),
+    environment=st.sampled_from(["sums", "math", "puzzle", "leaky", "plugin", "desk", "code", "words", *map(name_of, LISTED)]),
     completion=st.text(max_size=200)
-    | st.sampled_from(["too long", "123", "12345678", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1"]),
+    | st.sampled_from(["too long", "123", "12345678", r"\boxed{x^2}", r"\boxed{\ge 3}", "<answer>12</answer>", "-1", "crash"]),
     truncated=st.booleans(),
 )
 def test_nothing_that_leaves_the_service_holds_the_answer(

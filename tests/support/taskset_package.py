@@ -1,7 +1,10 @@
 """A taskset of the library `verifiers`, as somebody else would write it."""
 
+import sys
 from pathlib import Path
 
+LIBRARY = Path(sys.prefix) / "tasksets"
+"""Where the library is installed: it asks for older clients of language models than vLLM's."""
 SOURCE = '''
 import itertools
 
