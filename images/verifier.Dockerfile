@@ -13,12 +13,12 @@ COPY requirements/verifier.lock /opt/venv/requirements/
 RUN --mount=type=secret,id=pip,target=/run/secrets/pip.conf \
     PIP_CONFIG_FILE=/run/secrets/pip.conf pip install --no-deps --root /built "$(grep ^pycosat== /opt/venv/requirements/verifier.lock)"
 
-# The libraries' own tests are a fifth of them.
 # Bubblewrap puts slots of the sandbox into namespaces of their own, for environments that ask for it.
 FROM ${BASE}
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends bubblewrap util-linux \
  && rm -rf /var/lib/apt/lists/*
+# The libraries' own tests are a fifth of them.
 COPY --from=compiled /built/ /
 COPY requirements/verifier.lock /opt/venv/requirements/
 RUN --mount=type=secret,id=pip,target=/run/secrets/pip.conf \

@@ -314,9 +314,9 @@ class RLVRJobSpec(ApiModel):
 
     @property
     def sandbox_levels(self) -> tuple[str, ...]:
-        """Levels of the sandbox that environments need."""
+        """Levels of the sandbox above L1 that environments need."""
         code = (environment.python_functions or environment.stdio for environment in self.environments)
-        return tuple(sorted({one.min_sandbox_level for one in code if one is not None}))
+        return tuple(sorted({one.min_sandbox_level for one in code if one is not None} - {"L1"}))
 
     @property
     def teacher_secrets(self) -> tuple[SecretReference, ...]:

@@ -200,7 +200,7 @@ def _verifier(job: RLVRJob, addresses: Addresses, places: Places) -> Workload:
         env[Variable.SANDBOX_SOCKET] = places.sandbox_socket
         host: tuple[str, ...] = (places.python, "-m", "rlvr_verifier.sandbox.host", "--socket", places.sandbox_socket)
         host += tuple(word for language in job.spec.languages for word in ("--language", language))
-        host += tuple(word for level in job.spec.sandbox_levels if level != "L1" for word in ("--level", level))
+        host += tuple(word for level in job.spec.sandbox_levels for word in ("--level", level))
         sidecar = Sidecar("sandbox", host, {"PYTHONUNBUFFERED": "1"})
     return Workload(Role.VERIFIER, name, 0, command, _plain(env), port, HttpReadiness("/readyz"), needs_storage=True, sidecar=sidecar)
 

@@ -100,6 +100,12 @@ def failed(reason: str) -> Score:
     return Score(VerdictStatus.FAIL, 0.0, reason)
 
 
+def score_between(value: float, low: float, high: float, reason: str) -> Score:
+    """A value that is worth nothing at `low` and below, everything at `high` and above, and in between in proportion."""
+    score = min(max((value - low) / (high - low), 0.0), 1.0)
+    return passed(reason, score) if score > 0 else failed(reason)
+
+
 def invalid(reason: str) -> Score:
     """No single answer in the expected form."""
     return Score(VerdictStatus.INVALID, 0.0, reason)

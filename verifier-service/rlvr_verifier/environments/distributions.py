@@ -1,7 +1,26 @@
-"""Which distribution code comes from, for the version of an environment that is made of it."""
+"""Distributions that environments are made of: imported where they are installed, and named in the environment's version."""
 
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from importlib.metadata import version as version_of
+from typing import Any
+
+from rlvr_verifier.environments.base import EnvironmentSetupError
+
+
+def import_library(environment: str, module: str) -> Any:
+    """A module of a library that an extra of the same name installs.
+
+    Raises:
+        EnvironmentSetupError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        library = module.partition(".")[0]
+        raise EnvironmentSetupError(
+            f"environment {environment} needs the library {library} beside the verifier service: install the extra `{library}`"
+        ) from None
 
 
 def describe_origin(owner: type) -> str:

@@ -31,11 +31,10 @@ from rlvr_verifier.environments.base import (
     SampledTask,
     Score,
     UnjudgedError,
-    failed,
     invalid,
-    passed,
+    score_between,
 )
-from rlvr_verifier.environments.distributions import describe_origin
+from rlvr_verifier.environments.distributions import describe_origin, import_library
 from rlvr_verifier.environments.episodes import Play, judge
 from rlvr_verifier.faults import fault
 from rlvr_verifier.integrity.probe import COMMON, EXPLOIT, RIGHT, Probe
@@ -59,12 +58,7 @@ class GymnasiumEnvironment:
         self.name, self._spec, self.max_turns = spec.name, spec.gymnasium, spec.gymnasium.max_turns
         if spec.levels.maximum != 0:
             raise EnvironmentSetupError(f"environment {spec.name}: a Gymnasium environment has level 0 alone: remove levels")
-        try:
-            import gymnasium
-        except ImportError:
-            raise EnvironmentSetupError(
-                f"environment {spec.name} needs the library gymnasium beside the verifier service: install the extra `gymnasium`"
-            ) from None
+        gymnasium = import_library(spec.name, "gymnasium")
         self._spaces = gymnasium.spaces
         self._make_any: Any = gymnasium.make
         try:
@@ -179,7 +173,4 @@ class GymnasiumEnvironment:
         return str(int(observation))  # type: ignore[call-overload]
 
     def _score(self, total: float) -> Score:
-        low, high = self._spec.lowest_return, self._spec.highest_return
-        score = min(max((total - low) / (high - low), 0.0), 1.0)
-        reason = f"the return is {total:g}"
-        return passed(reason, score) if score > 0 else failed(reason)
+        return score_between(total, self._spec.lowest_return, self._spec.highest_return, f"the return is {total:g}")

@@ -86,9 +86,8 @@ class FunctionProblem:
     key: bytes = b""
     """Of the row as nobody who answers it knows it: says which generated inputs a completion meets."""
     tests: tuple[str, ...] = ()
-    """That are more than calls with literals; `inputs` and `expected` are then what they call the reference with, and its values."""
-    is_table: bool = True
-    """Whether a table of `inputs` and `expected` is right."""
+    """That are more than calls with literals; `inputs` and `expected` are then what they call the reference with, and its values, or empty
+    where a table of these is not right."""
 
 
 class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
@@ -114,7 +113,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
         problem = self.row(payload)
         return function_probes(
             problem.entry_point, problem.inputs, problem.expected, problem.visible, problem.reference,
-            problem.generator is None and problem.is_table,
+            problem.generator is None and bool(problem.inputs),
         )  # fmt: skip
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:
@@ -197,9 +196,8 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
             return f"its reference fails: {trial.verdict.reason}"
         if self._try(NOTHING.replace("{entry}", row.entry_point), row.entry_point, tests).verdict.status is VerdictStatus.PASS:
             return "its tests pass for a function that does nothing"
-        calls = trial.calls if trial.is_complete else ()
-        inputs, expected = tuple(one for one, _ in calls), tuple(value for _, value in calls)
-        return FunctionProblem(row.prompt, row.entry_point, inputs, expected, 0, row.reference, tests=tests, is_table=trial.is_complete)
+        inputs, expected = tuple(one for one, _ in trial.calls), tuple(value for _, value in trial.calls)
+        return FunctionProblem(row.prompt, row.entry_point, inputs, expected, 0, row.reference, tests=tests)
 
     def _try(self, code: str, entry_point: str, tests: Sequence[str]) -> Trial:
         """Code by its tests, each of the two in slots of its own; the limit of time is of all runs of the code together."""

@@ -22,9 +22,9 @@ from pydantic import JsonValue
 
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.wire import Message, Split
-from rlvr_verifier.environments.base import EnvironmentSetupError, Place, SampledTask, Score, UnjudgedError, failed, passed
+from rlvr_verifier.environments.base import EnvironmentSetupError, Place, SampledTask, Score, UnjudgedError, score_between
 from rlvr_verifier.environments.datasets import DatasetReader, refuse_faults
-from rlvr_verifier.environments.distributions import describe_origin
+from rlvr_verifier.environments.distributions import describe_origin, import_library
 from rlvr_verifier.environments.prompts import PromptDataset, prompt_id, split_rows
 from rlvr_verifier.integrity.probe import COMMON, RIGHT, Probe
 
@@ -60,19 +60,13 @@ class TasksetEnvironment:
         self.name, self._spec = spec.name, spec.taskset
         if spec.levels.maximum != 0:
             raise EnvironmentSetupError(f"environment {spec.name}: a taskset has level 0 alone: remove levels")
-        try:
-            import verifiers.v1 as library
-            from verifiers.v1.utils import loaders
-        except ImportError:
-            raise EnvironmentSetupError(
-                f"environment {spec.name} needs the library verifiers beside the verifier service: install the extra `verifiers`"
-            ) from None
-        self._library: Any = library
+        self._library = import_library(spec.name, "verifiers.v1")
+        loaders = import_library(spec.name, "verifiers.v1.utils.loaders")
         try:
             taskset: Any = loaders.load_taskset(loaders.taskset_config_type(self._spec.id)(id=self._spec.id, **self._spec.config))
             self._task_type: Any = taskset.task_type()
             self._task_config: Any = taskset.config.task
-            self._refuse_more_than_a_conversation(taskset, loaders)
+            rewards = self._find_rewards(taskset, loaders)
             tasks = [] if reader.checked else list(itertools.islice(taskset, self._spec.max_tasks))
         except EnvironmentSetupError:
             raise
@@ -80,7 +74,7 @@ class TasksetEnvironment:
             raise EnvironmentSetupError(
                 f"environment {spec.name}: taskset {self._spec.id} cannot be loaded: {type(error).__name__}: {error}"
             ) from None
-        self.scorers = tuple(inspect.unwrap(getattr(reward, "__func__", reward)) for reward in self._rewards)
+        self.scorers = tuple(inspect.unwrap(getattr(reward, "__func__", reward)) for reward in rewards)
         self.version = self.scorer_version = f"1+verifiers-{version_of('verifiers')}+{describe_origin(type(taskset))}"
         # Workers only score, and what they need of a task comes with it.
         self._dataset: PromptDataset[_Question] | None = None if reader.checked else self._read(tasks)
@@ -112,10 +106,7 @@ class TasksetEnvironment:
         total = float(trace.reward)
         if not math.isfinite(total) or any(reward is None for reward in trace.rewards.values()):
             raise UnjudgedError(f"environment {self.name} gave a reward that is not finite, or none")
-        low, high = self._spec.lowest_reward, self._spec.highest_reward
-        score = min(max((total - low) / (high - low), 0.0), 1.0)
-        reason = f"the reward is {total:g}"
-        return passed(reason, score) if score > 0 else failed(reason)
+        return score_between(total, self._spec.lowest_reward, self._spec.highest_reward, f"the reward is {total:g}")
 
     def probes(self, payload: Mapping[str, JsonValue]) -> Iterator[Probe]:
         """Of a task that knows its solution: it, and what is never right."""
@@ -173,12 +164,16 @@ class TasksetEnvironment:
             logger.warning("taskset %s: %d tasks repeat the prompt of an earlier one, and are left out", where, repeated)
         return split_rows(self.kind, where, self._spec.held_out, list(asked.values()), [])
 
-    def _refuse_more_than_a_conversation(self, taskset: Any, loaders: Any) -> None:
-        """Raises EnvironmentSetupError for a taskset whose tasks need what is not here."""
+    def _find_rewards(self, taskset: Any, loaders: Any) -> list[Any]:
+        """The rewards of its tasks.
+
+        Raises:
+            EnvironmentSetupError: they, or what is around them, need more than a conversation, or there are none.
+        """
         library, kind = self._library, self._task_type
         task = kind.__new__(kind)
         task.config = self._task_config
-        self._rewards = task.hooks("reward")
+        rewards: list[Any] = task.hooks("reward")
         base = library.Task
         needed = [f"{name}()" for name in HOOKS if getattr(kind, name) is not getattr(base, name)]
         needed += ["a container"] if kind.NEEDS_CONTAINER else []
@@ -186,14 +181,15 @@ class TasksetEnvironment:
         needed += ["judges"] if self._task_config.judges else []
         needed += ["an environment of its own"] if loaders.environment_class(self._spec.id) is not library.SingleAgentEnv else []
         needed += ["a harness of its own"] if loaders.default_harness_id(self._spec.id) == self._spec.id else []
-        needed += [f"a runtime for {hook.__name__}" for hook in (*self._rewards, *task.hooks("metric")) if _needs_runtime(hook)]
+        needed += [f"a runtime for {hook.__name__}" for hook in (*rewards, *task.hooks("metric")) if _needs_runtime(hook)]
         if needed:
             raise EnvironmentSetupError(
                 f"environment {self.name}: taskset {self._spec.id} needs {', '.join(needed)}, and only tasksets that are judged by the "
                 "conversation alone are served here"
             )
-        if not self._rewards:
+        if not rewards:
             raise EnvironmentSetupError(f"environment {self.name}: taskset {self._spec.id} has no reward")
+        return rewards
 
 
 def _needs_runtime(hook: Any) -> bool:

@@ -92,9 +92,7 @@ class Trial:
 
     verdict: Score
     calls: tuple[tuple[str, Value], ...] = ()
-    """Canonical positional arguments of each call, and its value; only calls that had both."""
-    is_complete: bool = False
-    """Whether those are all calls, and none has two values."""
+    """Canonical arguments of each call, and its value; none where these are not all of the calls, or one has two values."""
 
 
 def try_code(run_code: Calls, run_tests: Calls, code: str, entry_point: str, tests: Sequence[str]) -> Trial:
@@ -134,8 +132,8 @@ def _passed(outcomes: list[tuple[Value, ...]], made: list[tuple[Value, Value, Va
     values: dict[str, set[str]] = {}
     for arguments, value in plain:
         values.setdefault(arguments, set()).add(encode(value))
-    is_complete = len(plain) == len(made) and all(len(found) == 1 for found in values.values())
-    return Trial(passed(f"right for all {len(outcomes)} tests"), tuple(plain), is_complete)
+    is_table = len(plain) == len(made) and all(len(found) == 1 for found in values.values())
+    return Trial(passed(f"right for all {len(outcomes)} tests"), tuple(plain) if is_table else ())
 
 
 def _read(said: Value, count: int) -> list[tuple[Value, ...]]:

@@ -147,8 +147,8 @@ def _assemble(command: bool, threads: bool) -> list[_Instruction]:
 def _intervals(numbers: Iterable[int]) -> list[tuple[int, bool]]:
     """First number of each interval of system calls that are all allowed, or all not; the first is 0."""
     allowed = set(numbers)
-    changes = [number for number in range(max(allowed) + 2) if (number in allowed) is not (number - 1 in allowed)]
-    return [*([(0, False)] if 0 not in allowed else []), *((number, number in allowed) for number in changes)]
+    changes = (number for number in range(1, max(allowed) + 2) if (number in allowed) is not (number - 1 in allowed))
+    return [(number, number in allowed) for number in (0, *changes)]
 
 
 def _search(intervals: list[tuple[int, bool]]) -> list[_Instruction]:
