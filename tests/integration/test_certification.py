@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from verifier_jobs import verifier_job, write_problems
-from verifier_process import start_service
+from verifier_process import start_service, write_job
 
 from rlvr_api.cli import main
 from rlvr_api.inputs import map_inputs
@@ -217,8 +217,7 @@ def test_a_grader_of_code_that_pays_for_what_the_prompt_shows_is_refused(tmp_pat
 def test_the_service_refuses_a_dataset_until_the_command_that_it_names_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_problems(tmp_path, [(f"What is {n} times {n}?", str(n * n)) for n in range(3, 30)])
     job = verifier_job([{"name": "math", "math": {"dataset": dataset}}], {"allowUncertified": False}, itemTimeoutSeconds=5.0)
-    file = tmp_path / "job.json"
-    file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    file = write_job(job, tmp_path)
     refused, _ = start_service(file)
     words = refused.communicate()[1]
     assert refused.returncode == ExitCode.BAD_INPUT

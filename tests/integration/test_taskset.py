@@ -10,7 +10,7 @@ import sys
 import pytest
 from taskset_package import LIBRARY, write_package
 from verifier_jobs import verifier_job
-from verifier_process import serving, start_service
+from verifier_process import serving, start_service, write_job
 
 from rlvr_api.process import ExitCode
 
@@ -80,8 +80,7 @@ def test_what_full_marks_are_is_the_jobs_to_say_and_of_endless_tasks_so_many_are
 def test_it_is_certified_where_the_job_says(site, tmp_path):
     place = f"file://{tmp_path}/words.json"
     job = job_with(integrity={"allowUncertified": False}, certificate=place, lowestReward=0.5)
-    file = tmp_path / "job.json"
-    file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    file = write_job(job, tmp_path)
     refused, _ = start_service(file, site)
     assert f"there is no {place}; run `rlvr environment certify" in refused.communicate()[1]
     command = [sys.executable, "-m", "rlvr_api", "environment", "certify", os.fspath(file), "--tasks", "6"]
@@ -103,15 +102,11 @@ def test_it_is_certified_where_the_job_says(site, tmp_path):
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_reason(site, tmp_path, settings, fault):
-    file = tmp_path / "job.json"
-    file.write_text(job_with(**settings).model_dump_json(by_alias=True, exclude_none=True))
-    process, _ = start_service(file, site)
+    process, _ = start_service(write_job(job_with(**settings), tmp_path), site)
     words = process.communicate()[1]
     assert (process.returncode, fault in words) == (ExitCode.BAD_INPUT, True), words
 
 
 def test_without_the_library_its_name_is_said(tmp_path):
-    file = tmp_path / "job.json"
-    file.write_text(job_with().model_dump_json(by_alias=True, exclude_none=True))
-    process, _ = start_service(file, os.fspath(write_package(tmp_path)))
+    process, _ = start_service(write_job(job_with(), tmp_path), os.fspath(write_package(tmp_path)))
     assert "needs the library verifiers beside the verifier service: install the extra `verifiers`" in process.communicate()[1]

@@ -1,16 +1,12 @@
 """A teacher that is a plain vLLM server: what it says of tokens is what the model says, and chat answers are understood."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 
 import httpx
 import pytest
 import torch
-from commands import free_port, wait_for
 from torch.nn.functional import log_softmax
+from vllm_server import serving_model
 
 from rlvr_api.stages import Teacher
 from rlvr_api.wire import Message
@@ -18,7 +14,6 @@ from rlvr_trainer.chat import ChatFormat
 from rlvr_trainer.pretrained import write_tiny_model
 from rlvr_trainer.teacher import TeacherClient, UnusableAnswerError
 
-START_SECONDS = 240
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.timeout(400)  # for a busy machine
@@ -28,33 +23,9 @@ pytestmark = pytest.mark.timeout(400)  # for a busy machine
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     write_tiny_model(folder / "tiny", 1)
-    port = free_port()
-    command = (
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "tiny"), "--port", str(port),
-        "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "64", "--enforce-eager", "--served-model-name", "sage",
-        "--block-size", "32", "--no-enable-chunked-prefill",
-    )  # fmt: skip
-    env = {
-        **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-
-    def answers():
-        assert process.poll() is None, (folder / "log").read_text()[-3000:]
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_for(answers, START_SECONDS, lambda: (folder / "log").read_text()[-3000:], every=0.5)
-        yield folder / "tiny", Teacher(endpoint=f"http://127.0.0.1:{port}/v1", model="sage", max_tokens=4, temperature=0.0)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    arguments = ("--dtype", "float32", "--max-model-len", "64", "--block-size", "32", "--no-enable-chunked-prefill")
+    with serving_model(folder / "tiny", folder / "log", "sage", *arguments) as endpoint:
+        yield folder / "tiny", Teacher(endpoint=endpoint, model="sage", max_tokens=4, temperature=0.0)
 
 
 def ask(settings, call):

@@ -1,15 +1,15 @@
 """Environments whose answers are code, in a real sandbox: datasets, verdicts, and a corpus of wrong programs of which none is paid."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from verifier_jobs import open_functions, write_rows
 
 from rlvr_api.binomial import clopper_pearson
-from rlvr_api.environments import EnvironmentSpec, PythonFunctions, Stdio
+from rlvr_api.environments import EnvironmentSpec, Stdio
 from rlvr_api.integrity import Integrity
 from rlvr_api.spec import RLVRJob, Storage
 from rlvr_api.wire import VerdictStatus
@@ -42,17 +42,6 @@ def sandbox() -> Iterator[Sandbox]:
     made = Sandbox(1)
     yield made
     made.close()
-
-
-def write_rows(folder: Path, *rows: object) -> str:
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return f"file://{path}"
-
-
-def open_functions(folder: Path, sandbox: Sandbox, *rows: object, **settings: Any) -> PythonFunctionsEnvironment:
-    kind = PythonFunctions(dataset=write_rows(folder, *rows), held_out=0.0001, **settings)
-    return PythonFunctionsEnvironment(EnvironmentSpec(name="code", python_functions=kind), DatasetReader(Storage(), {}), sandbox)
 
 
 def open_programs(folder: Path, sandbox: Sandbox, *rows: object, **settings: Any) -> StdioEnvironment:

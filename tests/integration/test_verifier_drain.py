@@ -1,10 +1,8 @@
 """The service as a process: a queue that is measured, and a SIGTERM that loses no item."""
 
 import asyncio
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,43 +10,25 @@ from pathlib import Path
 
 import httpx
 import pytest
-from commands import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from verifier_jobs import sums_and_math
+from verifier_process import is_ready, start_service, write_job
 
-from rlvr_api.process import ExitCode, Variable
+from rlvr_api.process import ExitCode
 
 DEADLINE_SECONDS = 60.0
 
 
 @contextmanager
-def running_service(folder: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def running_service(folder: Path, workers: int = 1) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     job = sums_and_math(folder, [(f"Expand {n}(x+1).", f"{n}x+{n}") for n in range(2, 42)], workers=workers)
-    (folder / "job.json").write_text(job.model_dump_json(by_alias=True))
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlvr_verifier", "--port", str(port)],
-        env={**os.environ, Variable.JOB_FILE: str(folder / "job.json")},
-        stderr=subprocess.PIPE,
-    )
-    url = f"http://127.0.0.1:{port}"
+    process, url = start_service(write_job(job, folder))
     try:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not is_ready(url):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        assert process.poll() is None
         yield process, url
     finally:
         process.kill()
         process.communicate()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def score_request(url: str, items: int) -> dict[str, object]:
@@ -68,7 +48,7 @@ def read_metric(url: str, name: str) -> float:
 
 
 def test_sigterm_finishes_what_is_under_way_and_sends_new_work_away(tmp_path: Path) -> None:
-    async def scenario(process: subprocess.Popen[bytes], url: str) -> None:
+    async def scenario(process: subprocess.Popen[str], url: str) -> None:
         body = await asyncio.to_thread(score_request, url, 200)
         async with httpx.AsyncClient(timeout=DEADLINE_SECONDS) as client:
             under_way = asyncio.create_task(client.post(f"{url}/v1/score", json=body))

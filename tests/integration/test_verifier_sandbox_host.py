@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import run, wait_for
+from sandbox_calls import call
 
 from rlvr_verifier.sandbox import source
 from rlvr_verifier.sandbox.canonical import encode
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox, SandboxError
 from rlvr_verifier.sandbox.probe import Level
-from rlvr_verifier.sandbox.protocol import LENGTH, read_transcript
+from rlvr_verifier.sandbox.protocol import LENGTH
 from rlvr_verifier.sandbox.slot import Ending, Item
 from rlvr_verifier.sandbox.source import HostedSlots
 
@@ -84,12 +85,6 @@ def sandbox(host: Host) -> Iterator[Sandbox]:
     made = Sandbox(1, HostedSlots(host.path))
     yield made
     made.close()
-
-
-def call(sandbox: Sandbox, code: str, argument: object, seconds: float = 5.0) -> list[str]:
-    run = sandbox.run(Item(code, "f", [encode((argument,))], seconds=seconds))
-    assert run.ending is Ending.EXITED
-    return read_transcript(run.output, 1)
 
 
 def test_the_level_is_what_the_host_measured(sandbox: Sandbox) -> None:

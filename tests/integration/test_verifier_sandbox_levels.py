@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import wait_for
+from sandbox_calls import call
 
 from rlvr_verifier.sandbox.canonical import encode
 from rlvr_verifier.sandbox.isolation import FIRST_USER, Isolation, find_isolation
 from rlvr_verifier.sandbox.pool import ItemLostError, Sandbox
 from rlvr_verifier.sandbox.probe import ATTACKS, NEEDED, Level
 from rlvr_verifier.sandbox.programs import compiled
-from rlvr_verifier.sandbox.protocol import read_transcript
 from rlvr_verifier.sandbox.slot import Ending, Item, Slot
 from rlvr_verifier.sandbox.source import ChildSlots
 
@@ -41,12 +41,6 @@ def sandbox(level: str) -> Iterator[Sandbox]:
     made = Sandbox(1, ChildSlots(languages=("c", "javascript"), levels=[level]))
     yield made
     made.close()
-
-
-def call(sandbox: Sandbox, code: str, argument: object, seconds: float = 5.0) -> list[str]:
-    run = sandbox.run(Item(code, "f", [encode((argument,))], seconds=seconds))
-    assert run.ending is Ending.EXITED
-    return read_transcript(run.output, 1)
 
 
 def test_the_level_is_measured(sandbox: Sandbox, level: str) -> None:

@@ -3,16 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from verifier_jobs import write_rows
+from verifier_jobs import open_functions
 
-from rlvr_api.environments import EnvironmentSpec
-from rlvr_api.spec import Storage
 from rlvr_api.wire import VerdictStatus
 from rlvr_verifier.environments.base import EnvironmentSetupError, Score
-from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 from rlvr_verifier.environments.two_boxes import CALL, ENTRY
 from rlvr_verifier.exploits import Sample, read_code
@@ -93,11 +89,6 @@ def sandbox() -> Iterator[Sandbox]:
     made.close()
 
 
-def open_functions(folder: Path, sandbox: Any, *rows: object, **settings: Any) -> PythonFunctionsEnvironment:
-    spec = {"name": "code", "pythonFunctions": {"dataset": write_rows(folder, *rows), "heldOut": 1e-4, **settings}}
-    return PythonFunctionsEnvironment(EnvironmentSpec.model_validate(spec), DatasetReader(Storage(), {}), sandbox)
-
-
 def judge(environment: PythonFunctionsEnvironment, source: str) -> Score:
     return environment.score(environment.sample("train", 0, 0).payload, f"```python\n{source}\n```", False)
 
@@ -109,7 +100,7 @@ def means(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> PythonF
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> PythonFunctionsEnvironment:
-    return open_functions(tmp_path_factory.mktemp("sums"), sandbox, SUMS, timeLimitSeconds=2.0)
+    return open_functions(tmp_path_factory.mktemp("sums"), sandbox, SUMS, time_limit_seconds=2.0)
 
 
 def test_right_code_passes_loops_classes_exceptions_and_named_arguments(means: PythonFunctionsEnvironment) -> None:
@@ -198,7 +189,7 @@ def test_a_test_that_swallows_what_stops_it_has_not_passed(tmp_path: Path, sandb
 
 def test_calls_without_end_are_the_codes_own_fault(tmp_path: Path, sandbox: Sandbox) -> None:
     row = {**SUMS, "tests": ["n = 1\nwhile f([n]) < 3:\n    n += 1\nassert n == 3"]}
-    environment = open_functions(tmp_path, sandbox, row, timeLimitSeconds=10.0)
+    environment = open_functions(tmp_path, sandbox, row, time_limit_seconds=10.0)
     assert "more than 100 calls one after the other" in judge(environment, "def f(xs): return 0").reason
 
 

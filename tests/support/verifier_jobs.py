@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from rlvr_api.environments import EnvironmentSpec
+from rlvr_api.environments import EnvironmentSpec, PythonFunctions
 from rlvr_api.spec import RLVRJob, Storage
 from rlvr_verifier.environments import ENVIRONMENTS
 from rlvr_verifier.environments.base import Environment
 from rlvr_verifier.environments.datasets import DatasetReader
+from rlvr_verifier.environments.python_functions import PythonFunctionsEnvironment
 
 
 def write_problems(folder: Path, problems: Iterable[tuple[str, str]]) -> str:
@@ -49,6 +50,12 @@ def write_rows(folder: Path, *rows: object) -> str:
     data = folder / "rows.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in rows))
     return f"file://{data}"
+
+
+def open_functions(folder: Path, sandbox: Any, *rows: object, **settings: Any) -> PythonFunctionsEnvironment:
+    """An environment of functions to write, all of whose rows are for training."""
+    kind = PythonFunctions(dataset=write_rows(folder, *rows), held_out=1e-4, **settings)
+    return PythonFunctionsEnvironment(EnvironmentSpec(name="code", python_functions=kind), DatasetReader(Storage(), {}), sandbox)
 
 
 def open_rows(folder: Path, kind: str, *rows: object, **settings: Any) -> Environment:

@@ -16,6 +16,21 @@ from rlvr_api.spec import RLVRJob
 START_SECONDS = 60
 
 
+def write_job(job: RLVRJob, folder: Path) -> Path:
+    """The file of a job."""
+    file = folder / "job.json"
+    file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    return file
+
+
+def is_ready(url: str) -> bool:
+    """Whether a service takes requests."""
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def start_service(job_file: Path, python_path: str = "") -> "tuple[subprocess.Popen[str], str]":
     """The service and its address, once it is ready or has ended; imports from `python_path` first."""
     url = f"http://127.0.0.1:{(port := free_port())}"
@@ -23,23 +38,14 @@ def start_service(job_file: Path, python_path: str = "") -> "tuple[subprocess.Po
     env = {**os.environ, Variable.JOB_FILE: str(job_file), "PYTHONPATH": path}
     command = [sys.executable, "-m", "rlvr_verifier", "--port", str(port)]
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-
-    def is_settled() -> bool:
-        try:
-            return process.poll() is not None or httpx.get(f"{url}/readyz", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    wait_for(is_settled, START_SECONDS, "the service is neither ready nor over")
+    wait_for(lambda: process.poll() is not None or is_ready(url), START_SECONDS, "the service is neither ready nor over")
     return process, url
 
 
 @contextmanager
 def serving(job: RLVRJob, folder: Path, python_path: str = "") -> Iterator[httpx.Client]:
     """A client of the service of a job."""
-    file = folder / "job.json"
-    file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
-    process, url = start_service(file, python_path)
+    process, url = start_service(write_job(job, folder), python_path)
     try:
         assert process.poll() is None, process.communicate()[1]
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
