@@ -1,6 +1,5 @@
 """Tests that are run: in one slot, with the code under test in another, and values alone between them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rlvr_verifier.environments.two_boxes import CALL, ENTRY
 from rlvr_verifier.exploits import Sample, read_code
 from rlvr_verifier.integrity.probe import Probe
 from rlvr_verifier.sandbox.pool import Sandbox
+from rlvr_verifier.sandbox.protocol import unpack_request
 from rlvr_verifier.sandbox.slot import Item, Run
 
 REFERENCE = """
@@ -175,7 +175,7 @@ def test_a_call_that_was_answered_is_not_asked_again(tmp_path: Path, sandbox: Sa
     environment = open_functions(tmp_path, recorder, SUMS)
     recorder.items.clear()
     assert judge(environment, SUMS["reference"]).status is VerdictStatus.PASS
-    asked = [json.loads(message)["inputs"] for message in recorder.sent(CALL)]
+    asked = [unpack_request(message).inputs for message in recorder.sent(CALL)]
     assert [len(inputs) for inputs in asked] == [3, 3, 1, 1], "four, two and two calls one after the other, side by side"
 
 

@@ -1,6 +1,10 @@
 """The canonical spelling: one for each value, none for what only looks like one, and a parser that an enemy may feed."""
 
+import marshal
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr_verifier.sandbox.canonical import MAX_DEPTH, NotCanonicalError, decode, encode, equal
-from rlvr_verifier.sandbox.protocol import SolutionError, TranscriptError, read_transcript
+from rlvr_verifier.sandbox.protocol import PACKED_CHARACTERS, SolutionError, TranscriptError, pack_arguments, read_transcript
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 HASHABLE = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4).map(tuple) | st.frozensets(inner, max_size=4), max_leaves=10)
@@ -34,6 +38,24 @@ def test_a_value_is_read_back_with_its_types(value: object) -> None:
 @given(VALUES, VALUES)
 def test_different_values_have_different_spellings(one: object, other: object) -> None:
     assert (encode(one) == encode(other)) is equal(one, other, 0.0) or 0.0 in flatten(one)
+
+
+@given(VALUES)
+def test_packed_arguments_are_the_same_values(value: object) -> None:
+    text = encode((value,))
+    assert encode(marshal.loads(pack_arguments(text))) == text
+
+
+def test_packed_arguments_are_the_same_bytes_in_every_process() -> None:
+    text = encode(({f"name {n}" for n in range(50)}, {"b": 1, "a": frozenset("xyz")}, "x" * PACKED_CHARACTERS))
+    program = "import sys; from rlvr_verifier.sandbox.protocol import pack_arguments; print(pack_arguments(sys.argv[1]).hex())"
+    packed = {
+        subprocess.run(
+            [sys.executable, "-c", program, text], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert packed == {pack_arguments(text).hex().encode() + b"\n"}
 
 
 def flatten(value: object) -> list[object]:

@@ -9,17 +9,22 @@ them: the kernel's own limit counts all processes of a user, in every pod of the
 import os
 import resource
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from rlvr_verifier.sandbox import landlock, seccomp
+from rlvr_verifier.sandbox.protocol import Request
 from rlvr_verifier.sandbox.toolchains import NODE_SOURCE, Command, Toolchain, ToolchainMissingError, find
 
 PRODUCT_BYTES = 64 << 20
 """Of one file that a step makes."""
+OPEN_FILES = 64
 RUN = "run"
 ATTACK = "attack"
 """Instead of a step: Python, in the jail of the programs of a language, to measure what it keeps out."""
+
+
+_setrlimit, _AS, _CPU, _FSIZE = resource.setrlimit, resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE
 
 
 class Limits(NamedTuple):
@@ -55,24 +60,24 @@ class CommandJail:
         self._rulesets = {step: landlock.prepare(one.readable, one.executable) for step, one in self._commands.items()}
         self._filters = {threads: seccomp.Filter(command=True, threads=threads) for threads in (False, True)}
 
-    def become(self, request: Mapping[str, object], files: Sequence[int], result: int, null: int, limits: Limits) -> NoReturn:
+    def become(self, request: Request, files: Sequence[int], result: int, null: int, limits: Limits) -> NoReturn:
         """Take the place of this process.
 
         Args:
             files: what the step reads, and what it makes; for a program its executable or source.
         """
-        step = request["step"]
+        step = request.step
         command = self._commands[step]
+        os.dup2(null, 2)
         if step == RUN:
             program = files[0]
-            os.dup2(open_input(str(request["stdin"])), 0)
+            os.dup2(open_input(request.stdin), 0)
             os.dup2(result, 1)
             env = {**command.env, **({"GOMEMLIMIT": str(limits.memory_bytes)} if "GOMAXPROCS" in command.env else {})}
         else:
             program, env = -1, dict(command.env)
             os.dup2(files[0], 0)
             os.dup2(files[1], 1)
-        os.dup2(null, 2)
         argv = list(command.argv) or ["solution"]
         if step == RUN and command.argv:
             argv.insert(1, f"--max-old-space-size={limits.memory_bytes >> 20}")
@@ -147,18 +152,18 @@ class Supervisor:
             os.close(self._listener)
 
 
+def set_common_limits() -> None:
+    """Those that are the same for all items, and do a zygote no harm; for good."""
+    _setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
+        _setrlimit(kind, (0, 0))
+
+
 def set_limits(memory_bytes: int, cpu_seconds: int, file_bytes: int = 0) -> None:
-    """Of this process, for good."""
-    for kind, soft, hard in (
-        (resource.RLIMIT_AS, memory_bytes, memory_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
-        (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_NOFILE, 64, 64),
-        (resource.RLIMIT_MEMLOCK, 0, 0),
-        (resource.RLIMIT_MSGQUEUE, 0, 0),
-    ):
-        resource.setrlimit(kind, (soft, hard))
+    """Those of an item; for good."""
+    _setrlimit(_AS, (memory_bytes, memory_bytes))
+    _setrlimit(_CPU, (cpu_seconds, cpu_seconds + 1))
+    _setrlimit(_FSIZE, (file_bytes, file_bytes))
 
 
 def open_input(text: str) -> int:

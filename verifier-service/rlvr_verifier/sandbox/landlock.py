@@ -24,7 +24,7 @@ SCOPE_ALL = 0b11
 """Abstract Unix sockets, and signals."""
 SCOPES_SINCE_ABI = 6
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
 
 
 class _RulesetAttributes(ctypes.Structure):
@@ -38,7 +38,7 @@ class _PathBeneath(ctypes.Structure):
 
 def abi() -> int:
     """Version of Landlock that the kernel offers; 0 for none."""
-    return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION)))
+    return max(0, int(_syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION)))
 
 
 def restrict(readable: Sequence[str], writable: Sequence[str] = ()) -> None:
@@ -92,7 +92,7 @@ def _create(attributes: _RulesetAttributes) -> int:
 
 
 def _call(number: int, *arguments: object) -> int:
-    result: int = _libc.syscall(number, *arguments)
+    result: int = _syscall(number, *arguments)
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"Landlock system call {number}: {os.strerror(code)}")

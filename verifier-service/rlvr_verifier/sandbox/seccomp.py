@@ -69,6 +69,7 @@ RECEIVE_NOTIFICATION, SEND_RESPONSE = 0xC0502100, 0xC0182101
 CONTINUE = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_prctl, _syscall = _libc.prctl, _libc.syscall
 _Instruction = tuple[int, int, int, int]
 
 
@@ -87,7 +88,7 @@ class Filter:
     def __init__(self, *, command: bool = False, threads: bool = False) -> None:
         code = b"".join(struct.pack("HBBI", *instruction) for instruction in _assemble(command, threads))
         self._buffer = ctypes.create_string_buffer(code, len(code))
-        self._program = _Program(len(code) // 8, ctypes.addressof(self._buffer))
+        self._program = ctypes.byref(_Program(len(code) // 8, ctypes.addressof(self._buffer)))
 
     def install(self) -> None:
         """For this process and all its children, for good. `no_new_privs` must be set.
@@ -95,7 +96,7 @@ class Filter:
         Raises:
             OSError: the kernel refuses.
         """
-        if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(self._program)) != 0:
+        if _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program) != 0:
             raise OSError(ctypes.get_errno(), "the kernel refuses the seccomp filter")
 
     def install_supervised(self) -> int:
@@ -104,7 +105,7 @@ class Filter:
         Raises:
             OSError: the kernel refuses.
         """
-        listener: int = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, ctypes.byref(self._program))
+        listener: int = _syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, self._program)
         if listener < 0:
             raise OSError(ctypes.get_errno(), "the kernel refuses a supervised seccomp filter")
         return listener

@@ -22,15 +22,15 @@ from pathlib import Path
 
 from rlvr_verifier.processor_time import WALL_FACTOR
 from rlvr_verifier.sandbox.isolation import NONE, Isolation
-from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS, MAX_REPORT_BYTES
+from rlvr_verifier.sandbox.protocol import LENGTH, LIMITS, MAX_HELLO_BYTES, REPORT, Report, Request, pack_arguments
 
 START_SECONDS = 20.0
 QUICK_SECONDS = 0.005
 """That the output of an item may wait in its pipe."""
 CLOSING_SECONDS = 5.0
 """How long a killed item, or a zygote told to end, may take to be gone."""
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-"""All that a zygote inherits; its hash seed is fixed, so that verdicts do not depend on it."""
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC", "LD_BIND_NOW": "1"}
+"""All that a zygote inherits: the hash seed is fixed, so that verdicts do not depend on it, and nothing is left to link in a fork."""
 
 
 def zygote_command(protected: bool = True, languages: Sequence[str] = ()) -> list[str]:
@@ -71,10 +71,6 @@ class Command:
     files: tuple[int, ...] = ()
     """Descriptors: what a step reads and what it makes; what a program is."""
 
-    def request(self) -> dict[str, object]:
-        """What the item is told of it."""
-        return {"language": self.language, "step": self.step}
-
 
 @dataclass(frozen=True, slots=True)
 class Language:
@@ -106,17 +102,14 @@ class Item:
     command: "Command | None" = None
     """What to run instead of Python; `source` is then left empty."""
 
-    def limits(self) -> bytes:
-        """What the zygote is told."""
-        return LIMITS.pack(self.memory_bytes, self.seconds, 0 if self.command is None else self.command.threads)
+    def limits(self, size: int) -> bytes:
+        """What the zygote is told of it, and of a message of `size` bytes."""
+        return LIMITS.pack(self.memory_bytes, self.seconds, 0 if self.command is None else self.command.threads, size)
 
     def message(self) -> bytes:
         """What the item is given: the same bytes whatever the answers are."""
-        request = {"source": self.source, "stdin": self.stdin} if self.entry is None else self._call()
-        return json.dumps(request | ({} if self.command is None else self.command.request())).encode()
-
-    def _call(self) -> dict[str, object]:
-        return {"source": self.source, "entry": self.entry, "inputs": list(self.inputs)}
+        language, step = (None, None) if self.command is None else (self.command.language, self.command.step)
+        return Request(self.source, self.entry, tuple(map(pack_arguments, self.inputs)), self.stdin, language, step).pack()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +178,13 @@ class Slot:
             too_late, too_much = report is None and time.monotonic() >= deadline, len(output) > item.output_bytes
             if report is None:
                 self._send(b"k")
-                report = receive(self._control, time.monotonic() + CLOSING_SECONDS)
+                report = self._receive_report()
         finally:
             os.close(reading)
-        code, cpu_seconds = int(str(report["code"])), float(str(report["cpu"]))
-        killed_here = bool(report["killed"]) and code == -signal.SIGKILL
+        code, cpu_seconds = report.code, report.cpu_seconds
+        killed_here = report.killed and code == -signal.SIGKILL
         # The kernel's own limit is whole seconds, and there for a zygote that is late.
-        spent = bool(report["spent"]) or cpu_seconds >= int(item.seconds) + 1
+        spent = report.spent or cpu_seconds >= int(item.seconds) + 1
         out_of_time = spent and code in (-signal.SIGKILL, -signal.SIGXCPU)
         if too_much:
             return Run(Ending.OVERFLOW, code, output[: item.output_bytes], cpu_seconds)
@@ -219,8 +212,9 @@ class Slot:
 
     def _begin(self, item: Item, deadline: float) -> int:
         """Send the item; returns the read end of its pipe."""
+        message = item.message()
         with open(os.memfd_create("item"), "w+b", buffering=0) as file:
-            file.write(item.message())
+            file.write(message)
             file.seek(0)
             files = () if item.command is None else item.command.files
             reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -228,7 +222,7 @@ class Slot:
                 os.set_blocking(writing, True)
                 self._control.settimeout(max(0.1, deadline - time.monotonic()))
                 # One message: descriptors come with the first byte, the limits follow it.
-                socket.send_fds(self._control, [b"i", item.limits()], [file.fileno(), writing, *files])
+                socket.send_fds(self._control, [b"i", item.limits(len(message))], [file.fileno(), writing, *files])
             except OSError as error:
                 os.close(reading)
                 raise SlotLostError(f"a zygote takes no item: {error}") from error
@@ -236,14 +230,14 @@ class Slot:
                 os.close(writing)
         return reading
 
-    def _follow(self, reading: int, deadline: float, cap: int) -> tuple[bytes, Mapping[str, object] | None]:
+    def _follow(self, reading: int, deadline: float, cap: int) -> tuple[bytes, Report | None]:
         """What is written until its end, and the zygote's report; no report when time or space ran out before."""
         poll, output, open_ = select.poll(), bytearray(), True
         poll.register(self._control, select.POLLIN)
         # Most items end at once, and all that they write fits into the pipe: then this thread wakes once, for the report.
         poll.poll(min(QUICK_SECONDS, max(0.0, deadline - time.monotonic())) * 1000)
         poll.register(reading, select.POLLIN)
-        report: Mapping[str, object] | None = None
+        report: Report | None = None
         while (open_ or report is None) and len(output) <= cap:
             left = deadline - time.monotonic()
             if left <= 0 and report is None:
@@ -257,9 +251,12 @@ class Slot:
                         open_ = False
                         poll.unregister(reading)
                 else:
-                    report = receive(self._control, time.monotonic() + CLOSING_SECONDS)
+                    report = self._receive_report()
                     poll.unregister(self._control)
         return bytes(output), report
+
+    def _receive_report(self) -> Report:
+        return Report._make(REPORT.unpack(_read(self._control, REPORT.size, time.monotonic() + CLOSING_SECONDS)))
 
     def _send(self, data: bytes) -> None:
         try:
@@ -278,13 +275,13 @@ def _read_languages(hello: Mapping[str, object]) -> tuple[dict[str, Language], d
 
 
 def receive(control: socket.socket, deadline: float) -> Mapping[str, object]:
-    """One message from the other side.
+    """What the other side says of itself.
 
     Raises:
         SlotLostError: none came before the deadline (monotonic), or what came is none.
     """
     (length,) = LENGTH.unpack(_read(control, LENGTH.size, deadline))
-    if length > MAX_REPORT_BYTES:
+    if length > MAX_HELLO_BYTES:
         raise SlotLostError(f"a zygote says {length} bytes at once")
     try:
         message = json.loads(_read(control, length, deadline))

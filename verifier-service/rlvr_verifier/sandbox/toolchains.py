@@ -6,15 +6,13 @@
 So compiling needs no more than running does: no writable path, no second process. Programs in C and C++ are linked statically and may read
 no file; Go's are so by themselves. On the untrusted side, standard library alone. Not covered: Go 1.20 and newer, which come without a
 compiled standard library; modules of npm; C++ threads.
+
+Imports of a few functions are inside them: a zygote without other languages does without, since each of its forks would pay for them.
 """
 
 import os
-import shlex
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 PROBE_SECONDS = 60.0
 SOURCE, PRODUCT = "/proc/self/fd/0", "/proc/self/fd/1"
@@ -63,6 +61,8 @@ def find(language: str) -> Toolchain:
     Raises:
         ToolchainMissingError: it is not there, or is none that is known.
     """
+    import subprocess
+
     try:
         return _FINDERS[language]()
     except (OSError, subprocess.SubprocessError) as error:
@@ -70,6 +70,8 @@ def find(language: str) -> Toolchain:
 
 
 def _native(name: str, kind: str, standard: str) -> Toolchain:
+    import shlex
+
     _require_proc()
     driver = _which(name, "install gcc, g++ and libc6-dev")
     flags = ["-x", kind, "-O2", f"-std={standard}", "-static", "-fno-use-linker-plugin", "-w", "-", "-lm", "-o", "/product"]
@@ -97,7 +99,7 @@ def _go() -> Toolchain:
     driver = _which("go", advice)
     root = os.path.realpath(_ask([driver, "env", "GOROOT"]))
     version, tools, packages = _ask([driver, "env", "GOVERSION"]), f"{root}/pkg/tool/linux_amd64", f"{root}/pkg/linux_amd64"
-    if not Path(packages, "fmt.a").is_file():
+    if not os.path.isfile(f"{packages}/fmt.a"):
         raise ToolchainMissingError(f"{version} in {root} has no compiled standard library; {advice}")
     env = {**_ENV, "GOROOT": root, "GOMAXPROCS": "1"}
     compiler = (f"{tools}/compile", "-o", PRODUCT, "-p", "main", "-complete", "-c", "1", SOURCE)
@@ -121,6 +123,8 @@ def _require_proc() -> None:
 
 
 def _which(name: str, advice: str) -> str:
+    import shutil
+
     found = shutil.which(name, path=_ENV["PATH"])
     if found is None:
         raise ToolchainMissingError(f"there is no {name}; {advice}, or use a verifier image with toolchains")
@@ -128,6 +132,8 @@ def _which(name: str, advice: str) -> str:
 
 
 def _ask(command: list[str], *, errors: bool = False) -> str:
+    import subprocess
+
     env = {**_ENV, "HOME": "/tmp", "GOTOOLCHAIN": "local", "GOENV": "off", "GOFLAGS": ""}  # noqa: S108 - nothing is written there
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
     return done.stderr if errors else done.stdout.strip()
