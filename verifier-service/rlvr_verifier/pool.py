@@ -1,34 +1,34 @@
 """Slow scorers run in killable processes, one item at a time, in the main thread of each (math-verify sets signals).
 
 A scorer that outlasts its time is killed, which is the candidate's `timeout`. A worker that dies by itself is replaced and the item tried
-once more; a second death is an `infra_error`. The queue is bounded; a full one is the caller's 429.
+once more; a second death is an `infra_error`. The queue is bounded; a full one is the caller's 429. Workers are forks of a process that has
+imported what they need, so one that is replaced costs milliseconds, and not the seconds that sympy takes.
 """
 
 import asyncio
 import json
 import logging
 import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import JsonValue
 
 from rlvr_api.spec import RLVRJobSpec
 from rlvr_api.wire import StepResult, Transcript, VerdictStatus
-from rlvr_verifier.environments.base import Environment, Score, UnjudgedError
-from rlvr_verifier.environments.episodes import Interactive, step
+from rlvr_verifier.environments.base import Score
 from rlvr_verifier.processor_time import WALL_FACTOR, describe_limit, processor_seconds
+from rlvr_verifier.scorer_forks import MAX_ANSWER_BYTES
+from rlvr_verifier.worker import serve
 
 logger = logging.getLogger(__name__)
 
 ITEMS_PER_WORKER = 2_000
 """A worker is replaced after this many items, so that nothing in it can grow without bound."""
 QUEUED_ITEMS_PER_WORKER = 2_048
+LIBRARIES = {"math": "rlvr_verifier.environments.equivalence", "reasoning_gym": "reasoning_gym"}
+"""What the workers of a kind of environment import, and what takes long."""
 START_SECONDS = 60.0
-MAX_ANSWER_BYTES = 65_536
 
 
 class ScorerTimeoutError(RuntimeError):
@@ -56,10 +56,11 @@ class _WorkerDiedError(RuntimeError):
 
 
 class _Worker:
-    def __init__(self, job_json: str) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, job_json: str, preload: Sequence[str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(preload))
         self._pipe, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child, job_json), daemon=True)
+        self.process = context.Process(target=serve, args=(child, job_json), daemon=True)
         self.process.start()
         child.close()
         self.items = 0
@@ -79,6 +80,8 @@ class _Worker:
             answer = json.loads(self._pipe.recv_bytes(MAX_ANSWER_BYTES))
         except (EOFError, OSError) as error:
             raise _WorkerDiedError(str(error)) from error
+        if answer is None:
+            raise ScorerTimeoutError(_late(seconds))
         # Plain JSON, never pickle: what a scorer was made to do by a completion must not reach this process.
         if isinstance(answer, dict):
             return StepResult.model_validate(answer)
@@ -92,7 +95,7 @@ class _Worker:
         while not self._pipe.poll(max(left, 0.001)):
             left = min(spent - processor_seconds(pid), deadline - time.monotonic())
             if left <= 0:
-                raise ScorerTimeoutError(f"the answer could not be judged within {describe_limit(seconds)}")
+                raise ScorerTimeoutError(_late(seconds))
 
     def kill(self) -> None:
         self.process.kill()
@@ -100,11 +103,16 @@ class _Worker:
         self._pipe.close()
 
 
+def _late(seconds: float) -> str:
+    return f"the answer could not be judged within {describe_limit(seconds)}"
+
+
 class WorkerPool:
     """`verifiers.workers` processes, started when the first slow item comes."""
 
     def __init__(self, job_json: str, spec: RLVRJobSpec) -> None:
         self._job_json = job_json
+        self._preload = [serve.__module__, *(LIBRARIES[one.kind] for one in spec.environments if one.kind in LIBRARIES)]
         self._workers = spec.verifiers.workers
         self._seconds = spec.verifiers.item_timeout_seconds
         self._idle: asyncio.LifoQueue[_Worker | None] = asyncio.LifoQueue()
@@ -154,7 +162,7 @@ class WorkerPool:
         healthy = False
         try:
             if worker is None:
-                worker = await asyncio.to_thread(_Worker, self._job_json)
+                worker = await asyncio.to_thread(_Worker, self._job_json, self._preload)
                 self._live.add(worker)
             answer = await asyncio.to_thread(worker.ask, message, self._seconds)
             healthy = worker.items < ITEMS_PER_WORKER
@@ -173,37 +181,3 @@ class WorkerPool:
         for worker in self._live:
             worker.kill()
         self._live.clear()
-
-
-def _serve(pipe: Connection, job_json: str) -> None:
-    """The worker: environments of its own, one item after the other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from rlvr_api.spec import RLVRJob
-    from rlvr_verifier.environments import math_problems, open_environments
-    from rlvr_verifier.faults import fault
-
-    environments = open_environments(RLVRJob.model_validate_json(job_json), os.environ, checked=True)
-    if any(environment.kind == math_problems.MathEnvironment.kind for environment in environments.values()):
-        math_problems.warm_up()
-    pipe.send_bytes(b"ready")
-    while True:
-        try:
-            name, payload, completion, truncated = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        try:
-            answer = _answer(environments[name], payload, completion, truncated)
-        except UnjudgedError as error:
-            answer = json.dumps(str(error))
-        except Exception as error:  # noqa: BLE001 - the border of the process: the parent makes an infra_error of it
-            answer = json.dumps(f"{fault(error)}, in the scorer's process")
-        pipe.send_bytes(answer.encode())
-
-
-def _answer(environment: Environment, payload: dict[str, JsonValue], completion: str, truncated: bool | None) -> str:
-    if truncated is None:
-        assert isinstance(environment, Interactive)
-        result = step(environment, payload, Transcript.of(completion))
-        return json.dumps(result.model_dump(mode="json"), ensure_ascii=False)
-    score = environment.score(payload, completion, truncated)
-    return json.dumps([score.status.value, score.score, score.reason])

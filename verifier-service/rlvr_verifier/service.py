@@ -45,6 +45,7 @@ from rlvr_verifier.threads import ScorerThreads
 
 logger = logging.getLogger(__name__)
 
+POOLED = (Place.WORKER, Place.FORK)
 REMEMBERED_VERDICTS = 4096
 """For requests that come again since their answer was lost: more than are under way at once. One that is forgotten is judged anew."""
 
@@ -156,7 +157,7 @@ class VerifierService:
         if not isinstance(environment, Interactive):
             raise NoSuchTaskError(f"environment {item.environment!r} has one turn only: send the completion to /v1/score")
         try:
-            if environment.place is Place.WORKER:
+            if environment.place in POOLED:
                 return await self._pool.step(item.environment, payload, item.transcript)
             return step(environment, payload, item.transcript)
         except ScorerTimeoutError:
@@ -235,7 +236,7 @@ class VerifierService:
             if too_long:
                 return invalid(f"the completion has more than {MAX_COMPLETION_BYTES} bytes")
             return environment.score(payload, completion, truncated)
-        if environment.place is Place.WORKER:
+        if environment.place in POOLED:
             return await self._pool.run(environment.name, payload, completion, truncated, begin)
         score = partial(environment.score, payload, completion, truncated)
         if environment.place is Place.REMOTE:

@@ -17,6 +17,8 @@ class Place(StrEnum):
     """In the service's event loop: in microseconds, and nothing of the completion is run."""
     WORKER = "worker"
     """In killable worker processes, since a library may take any time."""
+    FORK = "fork"
+    """In a fork of such a process, which ends with the item, since a library's scorer may keep what an answer made it do."""
     SANDBOX = "sandbox"
     """In threads that wait for the sandbox, which bounds what it runs."""
     REMOTE = "remote"

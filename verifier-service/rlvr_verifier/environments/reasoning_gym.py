@@ -40,7 +40,7 @@ class ReasoningGymEnvironment:
     version = scorer_version = "2+reasoning-gym-0.1.25"
     data_sha256 = None
     deterministic = True
-    place = Place.WORKER
+    place = Place.FORK
     reviewed_calls = REVIEWED_CALLS
 
     def __init__(self, spec: EnvironmentSpec) -> None:
