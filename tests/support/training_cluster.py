@@ -37,10 +37,15 @@ def missing():
     """What keeps these tests from running here; empty if nothing does."""
     if shutil.which("kubectl") is None or shutil.which("helm") is None or not os.environ.get("KUBECONFIG"):
         return "needs kubectl and helm on PATH and KUBECONFIG of a cluster for tests, of which this machine is the node"
+    absent = [role for role in ROLES if not has_image(role)]
+    return f"needs the images {', '.join(absent)} on the node: `make images` builds them" if absent else ""
+
+
+def has_image(name):
+    """Whether a node has one of the project's images."""
     nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
     names = {name for node in nodes for image in (node["status"].get("images") or ()) for name in image.get("names") or ()}
-    absent = [role for role in ROLES if not any(name.endswith(f"rlvr/{role}:{TAG}") for name in names)]
-    return f"needs the images {', '.join(absent)} on the node: `make images` builds them" if absent else ""
+    return any(found.endswith(f"rlvr/{name}:{TAG}") for found in names)
 
 
 def secret(namespace, name, **values):
@@ -346,6 +351,13 @@ def open_operator(namespaces):
     finally:
         print(kubectl("-n", SYSTEM, "logs", "-l", OPERATOR_PODS, "--tail=200", check=False), file=sys.stderr)
         run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", timeout=120)
+
+
+def give_verifiers(image):
+    """The image that verifiers of new jobs have."""
+    chart = os.fspath(ROOT / "charts" / "rlvr-operator")
+    values = ("--reuse-values", "--set", f"images.verifier.repository=rlvr/{image}")
+    run("helm", "upgrade", RELEASE, chart, "--namespace", SYSTEM, *values, "--wait", "--timeout", "120s", timeout=180)
 
 
 def kubelet_folder():

@@ -8,7 +8,7 @@ from commands import run
 from training_cluster import missing, open_namespaces, open_operator, open_store, start_job, start_long_job
 
 HERE = Path(__file__).parent
-MAX_JOBS = 7
+MAX_JOBS = 8
 
 
 def pytest_collection_modifyitems(items):

@@ -7,11 +7,12 @@ import threading
 import httpx
 import pytest
 from commands import kubectl
-from training_cluster import BUCKET, LONG_JOB, READY_SECONDS, is_ready
+from training_cluster import BUCKET, LONG_JOB, READY_SECONDS, give_verifiers, has_image, is_ready
 
 from rlvr_api.names import child_name
 from rlvr_api.process import VERIFIER_PORT, Role
-from rlvr_verifier.exploits import CONTROL, SUM, read_code
+from rlvr_verifier.exploits import CONTROL, SUM, read_code, read_compiled
+from rlvr_verifier.integrity.program_texts import TEXTS
 from rlvr_verifier.sandbox.probe import Level
 
 pytestmark = pytest.mark.timeout(900)
@@ -65,10 +66,10 @@ def post(job, path, body):
     return answer.json()
 
 
-def score(job, completions, prefix):
-    (task,) = post(job, "/v1/sample", {"items": [{"environment": "functions", "split": "train", "seed": 0}]})["tasks"]
+def score(job, completions, prefix, environment="functions"):
+    (task,) = post(job, "/v1/sample", {"items": [{"environment": environment, "split": "train", "seed": 0}]})["tasks"]
     items = [
-        {"id": f"{prefix}/{number}", "environment": "functions", "taskKey": task["taskKey"], "completion": text}
+        {"id": f"{prefix}/{number}", "environment": environment, "taskKey": task["taskKey"], "completion": text}
         for number, text in enumerate(completions)
     ]
     return post(job, "/v1/score", {"items": items})["verdicts"]
@@ -105,6 +106,32 @@ def test_exploits_are_not_paid_at_a_higher_level_and_what_that_needs_is_said(tra
         kubectl("label", "namespace", job.namespace, f"pod-security.kubernetes.io/enforce={admitted_by}", "--overwrite")
     job.wait(lambda job: any(map(is_ready, job.live_pods("verifier"))), READY_SECONDS, "a verifier")
     judge_exploits(job, level)
+    kubectl("-n", job.namespace, "delete", "rlvr", job.name, "--wait=false")
+
+
+def test_programs_in_other_languages_are_judged_by_the_image_with_their_tools(train, store):
+    if not has_image("verifier-toolchains"):
+        pytest.skip('needs the image verifier-toolchains on the node: `make images ROLE=verifier-toolchains LOAD="COMMAND"` builds it')
+    row = {"prompt": "Print the sum.", "tests": [{"input": "1\n2\n3\n", "output": "6\n"}, {"input": "-4\n5", "output": "1"}]}
+    store.client().put_object(Bucket=BUCKET, Key="data/programs.jsonl", Body=json.dumps(row).encode())
+    programs = {"dataset": f"s3://{BUCKET}/data/programs.jsonl", "heldOut": 1e-4, "timeLimitSeconds": 3.0}
+    give_verifiers("verifier-toolchains")
+    try:
+        job = train(
+            environments=[{"name": language, "stdio": {**programs, "language": language}} for language in TEXTS],
+            integrity={"allowUncertified": True},
+            rollouts=NOWHERE,
+            verifiers={"replicas": 1, "itemTimeoutSeconds": 60},
+        )
+        job.wait(lambda job: any(map(is_ready, job.live_pods("verifier"))), READY_SECONDS, "a verifier")
+    finally:
+        give_verifiers("verifier")
+    for language in TEXTS:
+        samples = [sample for its, sample in read_compiled() if its == language]
+        verdicts = score(job, [sample.completion for sample in samples], language, language)
+        paid = {sample.name for sample, verdict in zip(samples, verdicts, strict=True) if verdict["status"] == "pass"}
+        assert paid == {sample.name for sample in samples if sample.is_right}
+        assert "infra_error" not in {verdict["status"] for verdict in verdicts}
     kubectl("-n", job.namespace, "delete", "rlvr", job.name, "--wait=false")
 
 

@@ -4,8 +4,7 @@
     standard output; the driver that would start several of them, and want a folder to write, is asked once, at the start, what it would do
 
 So compiling needs no more than running does: no writable path, no second process. Programs in C and C++ are linked statically and may read
-no file; Go's are so by themselves. On the untrusted side, standard library alone. Not covered: Go 1.20 and newer, which come without a
-compiled standard library; modules of npm; C++ threads.
+no file; Go's are so by themselves. On the untrusted side, standard library alone. Not covered: modules of npm; C++ threads.
 
 Imports of a few functions are inside them: a zygote without other languages does without, since each of its forks would pay for them.
 """
@@ -95,12 +94,12 @@ def _native(name: str, kind: str, standard: str) -> Toolchain:
 
 def _go() -> Toolchain:
     _require_proc()
-    advice = "install golang-1.19-go, as of Debian 12"
-    driver = _which("go", advice)
+    driver = _which("go", "install golang-1.19-go, as of Debian 12")
     root = os.path.realpath(_ask([driver, "env", "GOROOT"]))
     version, tools, packages = _ask([driver, "env", "GOVERSION"]), f"{root}/pkg/tool/linux_amd64", f"{root}/pkg/linux_amd64"
     if not os.path.isfile(f"{packages}/fmt.a"):
-        raise ToolchainMissingError(f"{version} in {root} has no compiled standard library; {advice}")
+        advice = "GODEBUG=installgoroot=all go install std"
+        raise ToolchainMissingError(f"{version} in {root} has no compiled standard library; make it with `{advice}`, as root")
     env = {**_ENV, "GOROOT": root, "GOMAXPROCS": "1"}
     compiler = (f"{tools}/compile", "-o", PRODUCT, "-p", "main", "-complete", "-c", "1", SOURCE)
     linker = (f"{tools}/link", "-o", PRODUCT, "-s", "-w", SOURCE)
@@ -134,7 +133,8 @@ def _which(name: str, advice: str) -> str:
 def _ask(command: list[str], *, errors: bool = False) -> str:
     import subprocess
 
-    env = {**_ENV, "HOME": "/tmp", "GOTOOLCHAIN": "local", "GOENV": "off", "GOFLAGS": ""}  # noqa: S108 - nothing is written there
+    # The driver of gcc makes files of the names that it would use, if only to say them; in a pod nothing else can be written.
+    env = {**_ENV, "HOME": "/tmp", "TMPDIR": "/dev/shm", "GOTOOLCHAIN": "local", "GOENV": "off", "GOFLAGS": ""}  # noqa: S108
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
     return done.stderr if errors else done.stdout.strip()
 
