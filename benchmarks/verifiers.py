@@ -31,7 +31,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +99,24 @@ class Service:
     def processor_seconds(self) -> float:
         """Of the service, its live children, and all that they have waited for."""
         total = 0.0
-        for process in (self._root, *self._root.children(recursive=True)):
+        for process in (self._root, *self.descendants()):
             try:
                 times = process.cpu_times()
             except psutil.NoSuchProcess:
                 continue
             total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that it has started, and theirs."""
+        return self._root.children(recursive=True)
+
+    def resident_bytes(self) -> int:
+        """Memory of all of them; pages that several share count in each."""
+        total = 0
+        for process in (self._root, *self.descendants()):
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
         return total
 
     def task_key(self, environment: str, seed: int) -> str:
