@@ -80,7 +80,7 @@ def test_the_judge_is_shown_task_rubric_reference_and_a_fenced_answer(tmp_path):
         with serve(tmp_path, server, environ={"JUDGE_API_KEY_ESSAYS": "sesame", "JUDGE_API_KEY": "other"}) as client:
             verdicts = score(client, "It is 50.", "It is 51.", "<think>50</think>It is 49.")["verdicts"]
         assert [(one["status"], one["score"], one["verifierVersion"][:7]) for one in verdicts] == [
-            ("pass", 1.0, "1+sage+"), ("fail", 0.0, "1+sage+"), ("fail", 0.0, "1+sage+"),
+            ("pass", 1.0, "2+sage+"), ("fail", 0.0, "2+sage+"), ("fail", 0.0, "2+sage+"),
         ]  # fmt: skip
         codes = set()
         for _, path, headers, body in server.requests:

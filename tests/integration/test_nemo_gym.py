@@ -1,5 +1,7 @@
 """The verifier service as a resources server of NeMo Gym: requests are answered with rewards, and with none where nothing was judged."""
 
+import json
+
 import pytest
 from fastapi.testclient import TestClient
 from verifier_jobs import verifier_job
@@ -77,6 +79,21 @@ def test_what_was_not_judged_has_no_reward(client, service, monkeypatch):
     assert str(answer) not in found.text.replace(str(asked["task_key"]), "")
 
 
+def test_a_row_that_was_judged_before_gets_a_new_reward(client):
+    asked, answer = row(client)
+    body = {**asked, "response": response(str(answer)), "extra": nested(250)}
+    first = client.post("/verify", json={**body, "reward": 0.5, "verdict": {"status": "fail"}}).json()
+    assert (first["reward"], first["verdict"]["status"], first["extra"]) == (1.0, "pass", nested(250))
+    assert client.post("/verify", json={**first, "response": response("no")}).json()["reward"] == 0.0
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -85,10 +102,14 @@ def test_what_was_not_judged_has_no_reward(client, service, monkeypatch):
         ({"response": {}}, 422),
         ({"response": {"output": [{"text": 1}]}}, 422),
         ({"responses_create_params": 1}, 422),
+        ({"extra": "\ud800"}, 422),
+        ({"extra": nested(300)}, 422),
+        ({"response": {"output": [{"type": "message", "content": [{"type": "output_text", "text": "x" * 1_500_000}] * 2}]}}, 422),
     ],
 )
 def test_what_is_no_request_is_refused(client, change, code):
     asked, _ = row(client)
-    found = client.post("/verify", json={**asked, "response": response("1"), **change})
+    body = json.dumps({**asked, "response": response("1"), **change})
+    found = client.post("/verify", content=body, headers={"content-type": "application/json"})
     assert found.status_code == code
     assert found.json()["error"]

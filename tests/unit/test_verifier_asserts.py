@@ -56,6 +56,20 @@ def test_forms(source: str, pays: list[object], refuses: list[object]) -> None:
     assert [read.holds(value) for value in refuses] == [False] * len(refuses)
 
 
+def test_an_integer_that_no_double_holds_has_a_verdict() -> None:
+    large = 10**400
+    (near,) = read_asserts("assert abs(f(1) - 2) <= 1e-6", "f")
+    assert not near.holds(large)
+    assert not near.holds(-large)
+    (same,) = read_asserts(f"assert f(1) == pytest.approx({large})", "f")
+    assert same.holds(large)
+    assert not same.holds(1.0)
+
+
+def test_a_test_is_read_without_a_warning() -> None:
+    assert read_asserts("assert f('\\d') == 1", "f")
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -64,6 +78,9 @@ def test_forms(source: str, pays: list[object], refuses: list[object]) -> None:
         "assert f(f(1)) == 2", "assert f(1) is 7", "assert len(f(1)) == 2", "assert f(1) == __import__('os').system('x')", "assert True",
         "f(1)", "", "def check(c):\n    x = c(1)\n    assert x == 1", "assert (", "(" * 5000, "assert f(1) == pytest.approx([1.0])",
         "assert f(1) == pytest.approx(1.0, nan_ok=True)", "assert math.isclose(f(1))", "assert f(*[1]) == 1",
+        "assert f(1) == pytest.approx()", "assert f(1) == pytest.approx(1.0, 0.5)", f"assert abs(f(1) - 2) < 1{'0' * 400}",
+        f"a{'.a' * 900} = 1",
+        f"assert a{'.a' * 900}(1)", f"x = 0x{'f' * 4_000}",
     ],
 )  # fmt: skip
 def test_what_is_no_call_with_literals_is_refused(source: str) -> None:

@@ -89,6 +89,10 @@ def test_floats_are_compared_within_a_relative_tolerance_and_nan_with_nothing() 
     assert not equal(math.nan, decode("dnan"), 1e-9)
     assert not equal([math.nan], [math.nan], 1e-9)
     assert not equal({math.inf}, {-math.inf}, 1e-9)
+    assert not equal({(1, math.nan)}, {(1, math.nan)}, 1e-9)
+    assert not equal({math.nan: 1}, {math.nan: 1}, 1e-9)
+    assert equal(["dnan"], ["dnan"], 1e-9), "a text with these letters is no NaN"
+    assert equal({"dnan", b"dnan"}, {"dnan", b"dnan"}, 1e-9)
     assert equal({"a": [1.0, (math.inf,)]}, {"a": [1.0 + 1e-12, (math.inf,)]}, 1e-9)
 
 

@@ -1,6 +1,9 @@
 """Verdicts of the environments: right answers are paid, and what only looks like an answer is not."""
 
+import base64
 import json
+import string
+import time
 from pathlib import Path
 
 import pytest
@@ -8,12 +11,14 @@ import pytest
 from rlvr_api.environments import Arithmetic, EnvironmentSpec, Levels, Math, ReasoningGym
 from rlvr_api.spec import Storage
 from rlvr_api.wire import VerdictStatus
+from rlvr_verifier.environments.answers import fenced_blocks
 from rlvr_verifier.environments.arithmetic import ArithmeticEnvironment
 from rlvr_verifier.environments.base import EnvironmentSetupError
 from rlvr_verifier.environments.datasets import DatasetReader
 from rlvr_verifier.environments.math_problems import MathEnvironment, judge
 from rlvr_verifier.environments.reasoning_gym import ReasoningGymEnvironment
 from rlvr_verifier.exploits import Sample, read_math
+from rlvr_verifier.integrity.hostile import HANGING
 from rlvr_verifier.seal import Seal, UnknownKeyError
 
 SUMS = ArithmeticEnvironment(EnvironmentSpec(name="sums", arithmetic=Arithmetic()))
@@ -182,6 +187,22 @@ def test_reasoning_gym_lays_the_config_over_every_level_and_knows_its_last() -> 
         ReasoningGymEnvironment(EnvironmentSpec(name="x", reasoning_gym=ReasoningGym(task="gcd", config={"nope": 1})))
 
 
+@pytest.mark.parametrize("name", [name for name in HANGING if "fence" in name])
+def test_what_is_almost_a_fence_is_read_once(name: str) -> None:
+    begun = time.process_time()
+    assert fenced_blocks(HANGING[name]) == []
+    assert time.process_time() - begun < 2.0, "a millisecond; ten seconds where each prefix is tried"
+
+
+def respell(key: str) -> str:
+    """The same bytes: the last letter before the padding has bits that nothing reads."""
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    bare = key.rstrip("=")
+    other = f"{bare[:-1]}{letters[letters.index(bare[-1]) ^ 1]}{'=' * (len(key) - len(bare))}"
+    assert base64.urlsafe_b64decode(other) == base64.urlsafe_b64decode(key)
+    return other
+
+
 def test_a_key_opens_only_where_it_was_sealed_and_hides_the_answer() -> None:
     seal = Seal(b"k" * 32)
     key = seal.close({"answer": "123456"}, "sums", "1")
@@ -191,6 +212,7 @@ def test_a_key_opens_only_where_it_was_sealed_and_hides_the_answer() -> None:
         lambda: seal.open(key, "other", "1"),
         lambda: Seal(b"x" * 32).open(key, "sums", "1"),
         lambda: seal.open("junk", "sums", "1"),
+        lambda: seal.open(respell(seal.close({"answer": "12345"}, "sums", "1")), "sums", "1"),
     ):
         with pytest.raises(UnknownKeyError, match="sample the task again"):
             opened()

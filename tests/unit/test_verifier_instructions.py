@@ -55,6 +55,8 @@ def test_any_text_gets_a_verdict_and_chance_writes_no_right_one(lighthouse, text
         ({"kind": "includes", "phrase": "a", "maximum": 1}, ["a b"], ["a b a", "a b A", "a bat"]),
         ({"kind": "excludes", "phrases": [","]}, ["a; b"], ["a, b", "a， b"]),
         ({"kind": "excludes", "phrases": ["However"]}, ["But"], ["however", "HOWEVER", "ho\u2060wever", "Howeverish"]),
+        ({"kind": "excludes", "phrases": ["café"]}, ["cafe"], ["cafe\u0301",
+          "cafe\u200d\u0301", "ca\u034ffé", "CAF\u00c9\ufe0f", "c\u3164afé"]),
         ({"kind": "startsWith", "phrase": "Dear"}, ["Dear all"], ["dear all", "Oh Dear"]),
         ({"kind": "endsWith", "phrase": "Yours."}, ["I am Yours."], ["Yours.)", "Yours"]),
         ({"kind": "lowercase"}, ["abc 1!", "straße"], ["aBc", "123", "ǅ"]),
@@ -120,6 +122,6 @@ def test_a_task_may_ask_for_repetition(tmp_path):
         "constraints": [{"kind": "includes", "phrase": "no", "minimum": 3, "maximum": 3}],
         "example": "no no no",
     }
-    assert open_rows(tmp_path, "instructions", {**row, "refuseDegenerate": False}).version.startswith("1+unicode-")
+    assert open_rows(tmp_path, "instructions", {**row, "refuseDegenerate": False}).version.startswith("2+unicode-")
     with pytest.raises(EnvironmentSetupError, match="one word 3 times in a row"):
         open_rows(tmp_path, "instructions", row)

@@ -31,7 +31,8 @@ def test_no_wrong_pattern_of_the_corpus_is_paid_and_every_right_one_is(dates, sa
 
 def test_statuses_and_reasons_tell_no_string(dates):
     payload = dates.sample("train", 0, 0).payload
-    assert dates.score(payload, "(", False).status is INVALID
+    for broken in ("(", "(?a)(?u)x", "a{99999999999999999999}"):
+        assert dates.score(payload, broken, False).status is INVALID
     found = dates.score(payload, r"\d{4}-\d\d-\d\d", False)
     assert (found.status, found.reason) == (FAIL, "the pattern misses 0 of 6 strings, and matches 7 that it must not")
 

@@ -2,17 +2,18 @@
 
     {"responses_create_params", "response", "environment", "task_key"} -> the last message's text -> verdict -> the same, with `reward`
 
-`environment` and `task_key` are from `/v1/sample`, and stand in each row of the data set there; unknown fields come back as they were. What
-could not be judged is a 503, never a reward of 0. Not covered: `/aggregate_metrics`, tools and sessions, of which these environments have
-none.
+`environment` and `task_key` are from `/v1/sample`, and stand in each row of the data set there; unknown fields come back as they were, NaN
+as null. What could not be judged is a 503, never a reward of 0. Not covered: `/aggregate_metrics`, tools and sessions, of which these
+environments have none.
 """
 
 import hashlib
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import FastAPI, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticSerializationError
 
 from rlvr_api.model import Name
 from rlvr_api.wire import MAX_COMPLETION_CHARACTERS, ErrorResponse, ScoreItem, Verdict, VerdictStatus
@@ -51,6 +52,12 @@ class ModelResponse(_Lenient):
     output: list[OutputItem]
     incomplete_details: IncompleteDetails | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.completion) > MAX_COMPLETION_CHARACTERS:
+            raise ValueError(f"the parts of the last message have more than {MAX_COMPLETION_CHARACTERS} characters together")
+        return self
+
     @property
     def completion(self) -> str:
         """The text of the last message; empty without one."""
@@ -66,6 +73,14 @@ class VerifyRequest(_Lenient):
     response: ModelResponse
     environment: Name
     task_key: Annotated[str, Field(max_length=16_384)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            self.model_dump_json()
+        except PydanticSerializationError as error:
+            raise ValueError("a field cannot come back: it is nested too deeply, or half of a surrogate pair") from error
+        return self
 
 
 class VerifyResponse(VerifyRequest):
@@ -98,7 +113,12 @@ def add_nemo_gym(app: FastAPI, service: VerifierService, instruments: Instrument
         if verdict.status is VerdictStatus.INFRA_ERROR or verdict.score is None:
             body = ErrorResponse(error=f"not judged, so there is no reward: {verdict.reason}; ask again")
             return Response(body.model_dump_json(), 503, {"retry-after": "1"}, "application/json")
-        return VerifyResponse(**message.model_dump(), reward=verdict.score, verdict=verdict)
+        return answer(message, verdict)
+
+
+def answer(message: VerifyRequest, verdict: Verdict) -> VerifyResponse:
+    """The request with what it is worth. A reward and a verdict that it already had, as a row that comes again has them, are replaced."""
+    return VerifyResponse.model_validate({**message.model_dump(), "reward": verdict.score, "verdict": verdict})
 
 
 def score_item(message: VerifyRequest) -> ScoreItem:

@@ -57,6 +57,8 @@ class Seal:
         """
         try:
             raw = base64.b64decode(task_key, altchars=b"-_", validate=True)
+            if base64.urlsafe_b64encode(raw).decode() != task_key:
+                raise ValueError("another spelling of the same bytes")
             data = self._cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], f"{environment}@{version}".encode())
         except (ValueError, InvalidTag):
             raise UnknownKeyError(f"a task key of environment {environment!r} was not sealed here; sample the task again") from None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rlvr_verifier.environments.base import Score, invalid
 
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([A-Za-z0-9_+.-]*)[^\n`]*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*+(```++|~~~++)[ \t]*+([A-Za-z0-9_+.-]*+)[^\n`]*+$", re.MULTILINE)
+"""Nothing is given back: a line of 64 KB that is almost a fence would take seconds, in threads of the service."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ are worked out; such a test is refused, with the line and what can be written in
 
 import ast
 import math
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,12 +54,14 @@ class Assertion:
             return type(found) is type(self.expected) and found == self.expected
         if not isinstance(found, (int, float)) or not isinstance(self.expected, (int, float)):
             return False
+        if found == self.expected:
+            return True
         try:
-            difference = abs(found - self.expected)
+            difference = float(abs(found - self.expected))
             limit = max(self.absolute, self.relative * abs(self.expected))
-        except OverflowError:
+        except OverflowError:  # an integer that no double holds
             return False
-        return found == self.expected or (math.isfinite(difference) and (difference < limit if self.strict else difference <= limit))
+        return math.isfinite(difference) and (difference < limit if self.strict else difference <= limit)
 
 
 def read_asserts(source: str, entry_point: str) -> list[Assertion]:
@@ -70,7 +73,8 @@ def read_asserts(source: str, entry_point: str) -> list[Assertion]:
     if len(source) > MAX_TEST_CHARACTERS:
         raise NotRewritableError(f"a test of {len(source)} characters, more than {MAX_TEST_CHARACTERS}")
     try:
-        statements = ast.parse(source).body
+        with warnings.catch_warnings(action="ignore"):
+            statements = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise NotRewritableError(f"a test that is no Python: {type(error).__name__}") from None
     names, found = {entry_point}, []
@@ -91,7 +95,7 @@ def _says_nothing(statement: ast.stmt) -> bool:
         said = statement.value
         is_check = isinstance(said, ast.Call) and isinstance(said.func, ast.Name) and said.func.id == "check"
         return is_check or isinstance(said, ast.Constant)
-    is_metadata = isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == ["METADATA"]
+    is_metadata = isinstance(statement, ast.Assign) and list(map(_dotted, statement.targets)) == ["METADATA"]
     return is_metadata or isinstance(statement, (ast.Import, ast.ImportFrom, ast.Pass))
 
 
@@ -99,11 +103,25 @@ def _read(statement: ast.stmt, names: set[str]) -> Assertion:
     if isinstance(statement, ast.Assert):
         try:
             read = _read_condition(statement.test, names)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
             read = None
         if read is not None:
             return read
-    raise NotRewritableError(f"line {statement.lineno} of a test, {ast.unparse(statement)[:80]!r}, is no call with literals; write {FORMS}")
+    raise NotRewritableError(f"line {statement.lineno} of a test, {_quote(statement)}, is no call with literals; write {FORMS}")
+
+
+def _quote(statement: ast.stmt) -> str:
+    try:
+        return repr(ast.unparse(statement)[:80])
+    except (RecursionError, ValueError):
+        return "too deep or with too long a number to be shown"
+
+
+def _dotted(node: ast.expr) -> str:
+    """A name, or a name of a module; empty for anything else."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _read_condition(test: ast.expr, names: set[str]) -> Assertion | None:
@@ -111,7 +129,7 @@ def _read_condition(test: ast.expr, names: set[str]) -> Assertion | None:
         return Assertion(arguments, Relation.IS, False)
     if (arguments := _call(test, names)) is not None:
         return Assertion(arguments, Relation.IS, True)
-    if isinstance(test, ast.Call) and ast.unparse(test.func) in ("math.isclose", "isclose"):
+    if isinstance(test, ast.Call) and _dotted(test.func) in ("math.isclose", "isclose"):
         return _read_isclose(test, names)
     if not isinstance(test, ast.Compare) or len(test.ops) != 1:
         return None
@@ -128,7 +146,9 @@ def _read_condition(test: ast.expr, names: set[str]) -> Assertion | None:
         return Assertion(arguments, Relation.IS, value) if value is None or isinstance(value, bool) else None
     if not isinstance(operator, ast.Eq):
         return None
-    if isinstance(right, ast.Call) and ast.unparse(right.func) in ("pytest.approx", "approx"):
+    if isinstance(right, ast.Call) and _dotted(right.func) in ("pytest.approx", "approx"):
+        if len(right.args) != 1:
+            return None  # its second is `rel`
         settings = _settings(right, ("rel", "abs"))
         given = settings.get("abs")
         relative = settings.get("rel", 0.0 if given is not None else RELATIVE_DEFAULT)
@@ -146,7 +166,7 @@ def _read_isclose(test: ast.Call, names: set[str]) -> Assertion | None:
 
 def _read_difference(left: ast.expr, right: ast.expr, names: set[str], *, strict: bool) -> Assertion | None:
     """abs(f(x) - y) < limit"""
-    if not isinstance(left, ast.Call) or ast.unparse(left.func) not in ("abs", "math.fabs") or len(left.args) != 1:
+    if not isinstance(left, ast.Call) or _dotted(left.func) not in ("abs", "math.fabs") or len(left.args) != 1:
         return None
     difference = left.args[0]
     if not isinstance(difference, ast.BinOp) or not isinstance(difference.op, ast.Sub):

@@ -34,7 +34,8 @@ class CodeEnvironment(PromptEnvironment[Row], Generic[Row]):
     """A dataset of code to write, judged in the sandbox."""
 
     place = Place.SANDBOX
+    _SCORER = "1"
 
     def __init__(self, name: str, instruction: str, data: bytes, dataset: PromptDataset[Row], runtime: str = _PYTHON) -> None:
-        super().__init__(name, f"1+{runtime}", instruction, data, dataset)
-        self.scorer_version = "1"
+        super().__init__(name, f"{self._SCORER}+{runtime}", instruction, data, dataset)
+        self.scorer_version = self._SCORER

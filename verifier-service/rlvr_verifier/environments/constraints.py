@@ -25,6 +25,8 @@ _BULLET = re.compile(r"^[ \t]*[-*•][ \t]+\S", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]*\d{1,4}[.)][ \t]+\S", re.MULTILINE | re.ASCII)
 _HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Of what Unicode has displayed as nothing (Default_Ignorable_Code_Point), what is a mark or a letter and no format character."""
 
 
 def words(text: str) -> list[str]:
@@ -34,8 +36,11 @@ def words(text: str) -> list[str]:
 
 def fold(text: str) -> str:
     """A text without disguise: compatibility forms, case, and characters that nobody sees."""
-    visible = "".join(character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf")
-    return visible.casefold()
+    visible = _UNSEEN.sub("", "".join(character for character in text if unicodedata.category(character) != "Cf"))
+    # What is composed may have a case, and what has lost it may be composed again.
+    for _ in range(2):
+        visible = unicodedata.normalize("NFKC", visible).casefold()
+    return visible
 
 
 def occurrences(text: str, phrase: str) -> int:

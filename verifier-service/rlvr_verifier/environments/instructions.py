@@ -55,7 +55,7 @@ class InstructionsEnvironment(PromptEnvironment[InstructionRow]):
         data = reader.read(kind.dataset)
         rows = list(parse_models(data, kind.dataset, InstructionRow))
         faults = [] if reader.checked else [f"line {number}: {fault}" for number, row in rows for fault in row_faults(row)]
-        unicode = f"1+unicode-{unicodedata.unidata_version}"
+        unicode = f"2+unicode-{unicodedata.unidata_version}"
         super().__init__(spec.name, unicode, kind.instruction, data, split_rows(self.kind, kind.dataset, kind.held_out, rows, faults))
 
     def score(self, payload: Mapping[str, JsonValue], completion: str, truncated: bool) -> Score:

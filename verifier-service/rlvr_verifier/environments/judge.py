@@ -87,7 +87,7 @@ class JudgeEnvironment(PromptEnvironment[JudgeRow]):
         rows = list(parse_models(data, self._spec.dataset, JudgeRow))
         faults = [] if reader.checked else [f"line {number}: {fault}" for number, row in rows for fault in self._faults(row)]
         dataset = split_rows(self.kind, self._spec.dataset, self._spec.held_out, rows, faults)
-        super().__init__(spec.name, f"1+{self._spec.model}", self._spec.instruction, data, dataset)
+        super().__init__(spec.name, f"2+{self._spec.model}", self._spec.instruction, data, dataset)
         key = reader.environ.get(judge_key_variable(spec.name)) or reader.environ.get(JUDGE_API_KEY)
         self._client = JudgeClient(self._spec, key)
 

@@ -94,6 +94,7 @@ class PythonFunctionsEnvironment(CodeEnvironment[FunctionProblem]):
     """A dataset of functions to write."""
 
     kind = "python_functions"
+    _SCORER = "2"
 
     def __init__(self, spec: EnvironmentSpec, reader: DatasetReader, sandbox: Sandbox) -> None:
         assert spec.python_functions is not None

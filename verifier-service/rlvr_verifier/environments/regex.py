@@ -96,7 +96,7 @@ def try_pattern(row: RegexRow, pattern: str, max_characters: int) -> Score:
     try:
         with warnings.catch_warnings(action="ignore"):
             compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:  # ValueError: flags for the whole that exclude each other
         return invalid(f"the pattern does not compile: {type(error).__name__}")
     missed = sum(compiled.fullmatch(string) is None for string in row.must_match)
     caught = sum(compiled.fullmatch(string) is not None for string in row.must_not_match)

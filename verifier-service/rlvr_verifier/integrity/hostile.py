@@ -24,6 +24,9 @@ HANGING = {
     "control characters": "".join(map(chr, range(32))) * 1_000,
     "combining marks": "a" + "\u0301" * 30_000,
     "right-to-left marks": "\u202e" * 20_000 + "7",
+    "almost a fence": "~" * 60_000 + "`",
+    "almost a fence of spaces": "~~~" + " " * 60_000 + "`",
+    "almost a fence with a language": "```" + "a" * 60_000 + "`",
     "thinking without an end": "<think>" * 8_000,
 }
 """By name; each is below the size that a service reads at all, for larger texts are refused unread."""

@@ -149,5 +149,13 @@ def equal(expected: Value, found: Value, tolerance: float) -> bool:
         # Keys are compared with their types, too: 1, 1.0 and True are one key to a dict.
         names = {encode(key): value for key, value in expected.items()}
         others = {encode(key): value for key, value in found.items()}
-        return names.keys() == others.keys() and all(equal(value, others[key], tolerance) for key, value in names.items())
-    return encode(expected) == encode(found) and "dnan" not in encode(expected)
+        same_keys = names.keys() == others.keys() and not any(map(_has_nan, expected))
+        return same_keys and all(equal(value, others[key], tolerance) for key, value in names.items())
+    return encode(expected) == encode(found) and not _has_nan(expected)
+
+
+def _has_nan(value: Value) -> bool:
+    """Whether a NaN is a value that can be hashed, or is in it."""
+    if isinstance(value, (tuple, set, frozenset)):
+        return any(map(_has_nan, value))
+    return isinstance(value, float) and math.isnan(value)
