@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # In the order of their names the long ones, whole jobs and real engines, are not left for the end.
 TWO_FILES_AT_ONCE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-long test-fast test-cluster check generate bench lock images clean
+.PHONY: help demo test test-long test-fast test-cluster fuzz check generate bench lock images clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test-fast: $(VENV)/.installed  ## Unit, contract and golden tests only.
 
 test-cluster: $(VENV)/.installed  ## Run the tests that need a cluster (KUBECONFIG, kubectl, helm; images for those that train).
 	@$(BIN)/python -m pytest tests/cluster
+
+fuzz: $(VENV)/.installed  ## Fuzz TARGET=... for SECONDS=60, or every target so long; what it finds is printed and kept in .fuzz.
+	@$(BIN)/python -m tests.fuzz $(TARGET) -max_total_time=$(or $(SECONDS),60)
 
 check: $(VENV)/.installed  ## Lint, types, import directions, generated files up to date.
 	@$(BIN)/ruff check .
