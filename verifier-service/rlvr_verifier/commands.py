@@ -68,7 +68,7 @@ def _environments(named: str, only: str | None) -> tuple[Sequence[EnvironmentSpe
 
 
 def _by_name(name: str) -> EnvironmentSpec:
-    from rlvr_verifier.environments.reasoning_gym import SAFE_TASKS
+    from rlvr_verifier.environments.reasoning_gym_tasks import SAFE_TASKS
 
     if name == "arithmetic":
         return EnvironmentSpec.model_validate({"name": "arithmetic", "arithmetic": {}, "levels": {"maximum": 3}})

@@ -135,6 +135,7 @@ class Certification:
             Probe("reference", RIGHT, answer),
             Probe("reference-in-tags", RIGHT, f"<think>So it is that.</think><answer>\n{answer}\n</answer>"),
             Probe("padded", EXPLOIT, f"{answer} or something else"),
+            Probe("padded-list", EXPLOIT, f"{answer}, and, more"),
         )
         return (*own, *probes_for(self._environment, payload))
 

@@ -15,7 +15,7 @@ from typing import Any
 from rlvr_api.environments import EnvironmentSpec
 from rlvr_api.spec import RLVRJob, Storage, Verifiers
 from rlvr_verifier.environments import open_environments
-from rlvr_verifier.environments.reasoning_gym import SAFE_TASKS
+from rlvr_verifier.environments.reasoning_gym_tasks import SAFE_TASKS
 from rlvr_verifier.instruments import Instruments
 from rlvr_verifier.integrity.certificates import SHIPPED, Certificate
 from rlvr_verifier.integrity.certification import Certification

@@ -80,5 +80,5 @@ def _written(number: Fraction) -> str:
 PROBES: Mapping[str, Callable[[Payload], Iterator[Probe]]] = {
     "arithmetic": _arithmetic,
     "math": _math,
-    "reasoning_gym": lambda _: iter(COMMON),
+    "reasoning_gym": lambda _: iter((*COMMON, Probe("not-a-number", EXPLOIT, "nan"))),
 }
