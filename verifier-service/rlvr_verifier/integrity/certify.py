@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,19 @@ from rlvr_verifier.sandboxed import SandboxedScorers, start_sandbox
 from rlvr_verifier.seal import Seal
 from rlvr_verifier.service import VerifierService
 
-EASY_TASKS = frozenset({"largest_island", "letter_counting"})
-"""Of the safe tasks those of which one constant passes more than half at the level that is tried."""
+UNCERTIFIED: Mapping[str, frozenset[str]] = {
+    "one constant passes more than half of the tasks": frozenset({
+        "circuit_logic", "course_schedule", "game_of_life_halting", "largest_island", "letter_counting", "mahjong_puzzle",
+        "n_queens", "polynomial_equations", "shortest_path", "syllogism",
+    }),
+    "the answer of another task can be right": frozenset({
+        "graph_color",
+    }),
+    "the battery has not been run on it": frozenset({
+        "intermediate_integration", "word_ladder", "zebra_puzzles",
+    }),
+}  # fmt: skip
+"""Tasks of reasoning-gym that ship without a certificate, by the reason, at the level that is tried."""
 TASKS = 100
 """Of each environment: none failing leaves at most 3.6 %."""
 
@@ -77,7 +88,7 @@ def built_in_environments() -> Iterator[EnvironmentSpec]:
         arithmetic = {"operations": ["+", "-", "*"], "extraction": extraction}
         yield EnvironmentSpec.model_validate({"name": "arithmetic", "arithmetic": arithmetic, "levels": {"maximum": 3}})
     yield EnvironmentSpec.model_validate({"name": "calculator", "calculator": {"operations": ["+", "-", "*"]}, "levels": {"maximum": 3}})
-    for task in sorted(SAFE_TASKS - EASY_TASKS):
+    for task in sorted(SAFE_TASKS.difference(*UNCERTIFIED.values())):
         yield EnvironmentSpec.model_validate({"name": task.replace("_", "-"), "reasoningGym": {"task": task}})
 
 
