@@ -71,7 +71,6 @@ import os, resource, sys
 sys.path.insert(0, sys.argv[1])
 from rlvr_verifier.sandbox import zygote
 for name in zygote.MODULES: __import__(name)
-zygote._warm_up()
 for _ in range(300):
     if (child := os.fork()) == 0: os._exit(0)
     os.waitpid(child, 0)
