@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from decimal import getcontext
 
 import pytest
 from reasoning_gym.factory import DATASETS
@@ -47,6 +48,14 @@ HOSTILE = (
     "log(0)",
 )
 SEEDS = (5, 977)
+
+
+@pytest.fixture(autouse=True)
+def _unchanged_process():
+    """A service makes and judges tasks beside others: nothing that the library sets for itself may stay."""
+    before = (getcontext().prec, getcontext().rounding, sys.getrecursionlimit())
+    yield
+    assert (getcontext().prec, getcontext().rounding, sys.getrecursionlimit()) == before
 
 
 @functools.cache

@@ -9,6 +9,7 @@ over it, at every level. A curriculum is used as far as the library accepts its 
 import difflib
 import hashlib
 from collections.abc import Callable, Mapping
+from decimal import localcontext
 from typing import Any
 
 from pydantic import JsonValue
@@ -114,14 +115,16 @@ class ReasoningGymEnvironment:
             answer = lines(answer)
             if not rule.gate.fullmatch(answer):
                 return False
-        return float(dataset.score_answer(answer, entry=entry)) >= 1.0 - 1e-9
+        with localcontext():
+            return float(dataset.score_answer(answer, entry=entry)) >= 1.0 - 1e-9
 
     def _entry(self, payload: Mapping[str, JsonValue]) -> tuple[Mapping[str, Any], Any]:
         seed, level = payload["seed"], payload["level"]
         assert isinstance(seed, int)
         assert isinstance(level, int)
         dataset, place = self._dataset(seed, level)
-        return dataset[place], dataset
+        with localcontext():  # the library sets the precision of decimal numbers, of whoever makes a task
+            return dataset[place], dataset
 
     def _dataset(self, seed: int, level: int) -> tuple[Any, int]:
         """A set of tasks, and the place of the seed's task in it."""
@@ -145,7 +148,8 @@ class ReasoningGymEnvironment:
         """The task of a seed; None where the library does not find one."""
         dataset, place = self._dataset(seed, level)
         try:
-            return {**dataset[place], "seed": seed}
+            with localcontext():
+                return {**dataset[place], "seed": seed}
         except ValueError:
             return None
 
