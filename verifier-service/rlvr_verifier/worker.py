@@ -6,6 +6,7 @@ environments of the job -> ready -> (environment, payload, completion) -> score,
 import json
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -30,15 +31,13 @@ def serve(pipe: Connection, job_json: str) -> None:
     forking = any(environment.place is Place.FORK for environment in environments.values())
     forks = ScorerForks(job.spec.verifiers.item_timeout_seconds) if forking else None
     pipe.send_bytes(b"ready")
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # the service is gone
+        while True:
             name, payload, completion, truncated = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        environment = environments[name]
-        judge = partial(_answer, environment, payload, completion, truncated)
-        answer = forks.run(judge) if forks is not None and environment.place is Place.FORK else judge()
-        pipe.send_bytes(answer.encode())
+            environment = environments[name]
+            judge = partial(_answer, environment, payload, completion, truncated)
+            answer = forks.run(judge) if forks is not None and environment.place is Place.FORK else judge()
+            pipe.send_bytes(answer.encode())
 
 
 def _answer(environment: Environment, payload: dict[str, JsonValue], completion: str, truncated: bool | None) -> str:
