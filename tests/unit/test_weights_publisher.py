@@ -447,12 +447,12 @@ def test_an_engine_that_answers_too_late_holds_nobody_up_for_long(rig):
     quick, slow = rig.engine(), rig.engine()
     slow.hooks["/pause"] = lambda engine: released.wait(30) and None
     rig.stack.callback(released.set)
-    publisher = rig.publisher([quick.handle, slow.handle], timeout_seconds=0.5)
+    publisher = rig.publisher([quick.handle, slow.handle], timeout_seconds=2.0)
     started = time.monotonic()
     report = rig.publish(publisher, 0)
-    assert time.monotonic() - started < 10 * 0.5
+    assert time.monotonic() - started < 10 * 2.0
     assert publisher.clean_engines() == (quick.handle.name,)
-    assert "did not answer within 0.5 s" in report.dropped[slow.handle.name]
+    assert "did not answer within 2 s" in report.dropped[slow.handle.name]
     released.set()
 
 
