@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,26 +155,43 @@ async def ask_all(url: str, transport: FailingTransport, questions: list[Questio
 
 
 @contextlib.contextmanager
-def killing(service: bench.Service) -> Iterator[Counter[str]]:
-    """Kill random processes of the service's tree until the end of the block."""
-    killed: Counter[str] = Counter()
-    stop, source = threading.Event(), random.Random(2)
+def repeating(action: Callable[[], None], pause: Callable[[], float]) -> Iterator[None]:
+    """Do something again and again, each time after a pause in seconds, until the end of the block."""
+    stop = threading.Event()
 
-    def kill() -> None:
-        while not stop.wait(source.expovariate(KILLS_PER_SECOND)):
-            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                victim = source.choice([one for one in service.descendants() if "resource_tracker" not in " ".join(one.cmdline())])
-                name = "slots and items" if "zygote.py" in " ".join(victim.cmdline()) else "workers and their origin"
-                victim.kill()
-                killed[name] += 1
+    def repeat() -> None:
+        while not stop.wait(pause()):
+            action()
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
-        yield killed
+        yield
     finally:
         stop.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def killing(service: bench.Service) -> Iterator[Counter[str]]:
+    """Kill random processes of the service's tree until the end of the block."""
+    killed: Counter[str] = Counter()
+    source = random.Random(2)
+
+    def kill() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            victim = source.choice([one for one in service.descendants() if "resource_tracker" not in " ".join(one.cmdline())])
+            name = "slots and items" if is_slot(victim) else "workers and their origin"
+            victim.kill()
+            killed[name] += 1
+
+    with repeating(kill, lambda: source.expovariate(KILLS_PER_SECOND)):
+        yield killed
+
+
+def is_slot(process: psutil.Process) -> bool:
+    """Whether it is a zygote, or an item in one."""
+    return "zygote.py" in " ".join(process.cmdline())
 
 
 @contextlib.contextmanager
@@ -191,22 +208,17 @@ def memory_pressure(service: bench.Service) -> Iterator[Counter[str]]:
         print(f"no memory pressure: {error}", file=sys.stderr)
         yield killed
         return
-    stop = threading.Event()
 
     def gather() -> None:
-        while not stop.wait(0.05):
-            for process in service.descendants():
-                with contextlib.suppress(psutil.NoSuchProcess, OSError):
-                    if "zygote.py" in " ".join(process.cmdline()):
-                        (group / "cgroup.procs").write_text(str(process.pid))
+        for process in service.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                if is_slot(process):
+                    (group / "cgroup.procs").write_text(str(process.pid))
 
-    thread = threading.Thread(target=gather)
-    thread.start()
     try:
-        yield killed
+        with repeating(gather, lambda: 0.05):
+            yield killed
     finally:
-        stop.set()
-        thread.join()
         killed["oom"] = int(dict(line.split() for line in (group / events).read_text().splitlines())["oom_kill"])
         for pid in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ from commands import kubectl, run, wait_for
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+CHART = os.fspath(ROOT / "charts" / "rlvr-operator")
 ROLES = ("operator", "learner", "verifier", "rollout")
 TAG = version("rlvr-operator")
 S3_PORT = 8333
@@ -338,14 +339,13 @@ MONITORING = {"app": "prometheus"}
 @contextlib.contextmanager
 def open_operator(namespaces):
     """The chart, installed as the documentation says."""
-    chart = os.fspath(ROOT / "charts" / "rlvr-operator")
     where = ("--namespace", SYSTEM, "--create-namespace", "--set", f"watchNamespaces={{{','.join(namespaces)}}}")
     where += ("--set-json", f"podMonitor.metricsFrom={json.dumps([{'podSelector': {'matchLabels': MONITORING}}])}")
     where += ("--set", f"sandbox.installSeccompProfile=true,sandbox.seccompDirectory={kubelet_folder() / 'seccomp'}")
     where += ("--set", "sandbox.userNamespaces=true")
     # The CRD outlives releases; one that an earlier one left is taken over.
     over = ("--take-ownership", "--force-conflicts")
-    run("helm", "upgrade", "--install", RELEASE, chart, *where, *over, "--wait", "--timeout", "120s", timeout=180)
+    run("helm", "upgrade", "--install", RELEASE, CHART, *where, *over, "--wait", "--timeout", "120s", timeout=180)
     try:
         yield Operator()
     finally:
@@ -355,9 +355,8 @@ def open_operator(namespaces):
 
 def give_verifiers(image):
     """The image that verifiers of new jobs have."""
-    chart = os.fspath(ROOT / "charts" / "rlvr-operator")
     values = ("--reuse-values", "--set", f"images.verifier.repository=rlvr/{image}")
-    run("helm", "upgrade", RELEASE, chart, "--namespace", SYSTEM, *values, "--wait", "--timeout", "120s", timeout=180)
+    run("helm", "upgrade", RELEASE, CHART, "--namespace", SYSTEM, *values, "--wait", "--timeout", "120s", timeout=180)
 
 
 def kubelet_folder():

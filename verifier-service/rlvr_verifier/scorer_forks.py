@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from rlvr_verifier.sandbox import landlock, seccomp
+from rlvr_verifier.sandbox.commands import set_limits, write_all
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ OUT_OF_TIME = "null"
 """The answer, in JSON, for an item whose fork used up its processor time."""
 MEMORY_BYTES = 2 << 30
 """Address space that a fork may take beside its worker's own."""
-SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom")
 _ANSWER = 3
 """The descriptor that a fork answers through; what is open behind it is closed."""
 _TRIAL = "0"
@@ -53,7 +53,7 @@ class ScorerForks:
         gc.freeze()
         if platform.machine() == "x86_64" and landlock.abi() >= landlock.SCOPES_SINCE_ABI:
             packages = [path for path in sys.path if os.path.isabs(path)]
-            self._ruleset = landlock.prepare([*SYSTEM, sys.prefix, sys.base_prefix, *packages], ())
+            self._ruleset = landlock.prepare([*landlock.SYSTEM, sys.prefix, sys.base_prefix, *packages], ())
             if self.run(lambda: _TRIAL) != _TRIAL:
                 os.close(self._ruleset)
                 self._ruleset = -1
@@ -94,22 +94,15 @@ class ScorerForks:
             _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             if os.getppid() == worker:
                 self._lock_in(writing)
-                said = judge().encode()
-                while said:
-                    said = said[os.write(_ANSWER, said) :]
+                write_all(os.write, _ANSWER, judge().encode())
                 code = 0
         finally:
             os._exit(code)
 
     def _lock_in(self, writing: int) -> None:
         """Limits first: the filter lets nothing change them."""
-        for kind, soft, hard in (
-            (resource.RLIMIT_CPU, self._seconds, self._seconds + 1),
-            (resource.RLIMIT_AS, self._memory_bytes, self._memory_bytes),
-            (resource.RLIMIT_FSIZE, 0, 0),
-            (resource.RLIMIT_CORE, 0, 0),
-        ):
-            resource.setrlimit(kind, (soft, hard))
+        set_limits(self._memory_bytes, self._seconds)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if self._ruleset >= 0:
             if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
                 raise OSError(ctypes.get_errno(), "prctl")

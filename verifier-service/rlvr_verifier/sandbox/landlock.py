@@ -23,6 +23,8 @@ NET_ALL = 0b11
 SCOPE_ALL = 0b11
 """Abstract Unix sockets, and signals."""
 SCOPES_SINCE_ABI = 6
+SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom")
+"""What Python reads beside its own files and packages: what extension modules link to, and time zones."""
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 

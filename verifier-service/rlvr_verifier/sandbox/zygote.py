@@ -171,11 +171,8 @@ class _Jail:
 
 
 def _readable() -> list[str]:
-    """The standard library, what its extension modules link to, and time zones."""
-    return [
-        os.path.dirname(os.__file__), f"{sys.base_prefix}/lib", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo",
-        "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom",
-    ]  # fmt: skip
+    """The standard library, and the system's part of it."""
+    return [os.path.dirname(os.__file__), f"{sys.base_prefix}/lib", *landlock.SYSTEM]
 
 
 def _serve(control: socket.socket, jail: _Jail, limits: bytes, descriptors: Sequence[int]) -> None:
